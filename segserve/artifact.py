@@ -1,0 +1,182 @@
+"""An artifact is a trained model as a folder: `spec.json`, `weights.safetensors`, and one worked example.
+
+The example is an image and the answer the predictor gave when the artifact was written. Whoever loads the artifact
+checks that the answer comes out again, so that a wrong weight, preprocessing or library shows before a client sees it.
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from segserve.codec import encode_index_png, encode_png
+from segserve.engines.torch_engine import TorchEngine
+from segserve.networks import Network, build_network
+from segserve.predictor import (
+    ClassificationPredictor,
+    Predictor,
+    Query,
+    SegmentationPredictor,
+    build_predictor,
+)
+from segserve.settings import explain
+from segserve.spec import ModelSpec
+
+SPEC, WEIGHTS = "spec.json", "weights.safetensors"
+EXAMPLE_INPUT, EXAMPLE_MASK, EXAMPLE_LABELS = "example/input.png", "example/mask.png", "example/labels.json"
+
+MIN_AGREEMENT = 0.995
+"""Least share of the example's pixels that must come out as stored."""
+MAX_PROBABILITY_SHIFT = 0.05
+"""Most that a probability of the example may differ from the stored one (labels)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """A loaded artifact; `digest` is the SHA-256 of its spec, which holds that of the weights."""
+
+    path: Path
+    spec: ModelSpec
+    network: Network
+    digest: str
+
+
+class ExampleMismatch(ValueError):
+    """The worked example did not come out as it did when the artifact was written."""
+
+
+def save_artifact(path: Path, spec: ModelSpec, network: nn.Module, *, example_HWC: NDArray[np.uint8]) -> Artifact:
+    """Write an artifact, its worked example included; nothing is left behind if that fails.
+
+    Args:
+        path: the folder to make; an artifact that is there already is replaced.
+        spec: its `weights_sha256` is filled in here.
+        network: the trained network the spec names.
+        example_HWC: an upright RGB image, (H, W, 3) uint8, for the worked example.
+
+    Returns:
+        The artifact as loaded back from the disk, its example checked.
+    """
+    if path.exists() and not (path / SPEC).is_file():
+        raise ValueError(f"expected {path} to be an artifact or not to exist, but it is something else: choose another")
+    with replaced_folder(path) as folder:
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+        save_file(tensors, folder / WEIGHTS)
+        spec = spec.model_copy(update={"weights_sha256": _sha256(folder / WEIGHTS)})
+        (folder / SPEC).write_text(spec.model_dump_json(indent=1) + "\n")
+        artifact = load_artifact(folder)
+        predictor = build_predictor(artifact.spec, TorchEngine(artifact.network))
+        _write_example(folder, predictor, example_HWC)
+        check_example(load_artifact(folder), predictor)
+    return load_artifact(path)
+
+
+def load_artifact(path: Path) -> Artifact:
+    """Read an artifact and build its network.
+
+    Raises:
+        ValueError: the folder is no artifact, its spec is wrong, or its weights are not those the spec names.
+    """
+    if not (path / SPEC).is_file():
+        raise ValueError(f"expected an artifact, but {path} has no {SPEC}: make one with `segserve export`")
+    text = (path / SPEC).read_bytes()
+    try:
+        spec = ModelSpec.model_validate_json(text)
+    except ValidationError as error:
+        raise ValueError(f"{path / SPEC}: {explain(error)}") from None
+    network = build_network(spec.network, task=spec.task, num_classes=spec.num_classes)
+    _load_weights(path, spec, network)
+    return Artifact(path=path, spec=spec, network=network, digest=hashlib.sha256(text).hexdigest())
+
+
+def _load_weights(path: Path, spec: ModelSpec, network: Network) -> None:
+    weights = path / WEIGHTS
+    if not weights.is_file():
+        raise ValueError(f"expected the artifact's weights, but {weights} is missing: export the run again")
+    found = _sha256(weights)
+    if found != spec.weights_sha256:
+        raise ValueError(
+            f"expected {weights} to have SHA-256 {spec.weights_sha256}, but it has {found}: export the run again"
+        )
+    try:
+        network.load_state_dict(load_file(weights))
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"expected {weights} to fit {spec.network.encoder}, but it does not: {error}") from error
+
+
+def check_example(artifact: Artifact, predictor: Predictor) -> float:
+    """Run the worked example again.
+
+    Returns:
+        How well it agrees: the share of equal pixels, or 1 minus the largest shift of a probability.
+
+    Raises:
+        ExampleMismatch: less than `MIN_AGREEMENT`, or more than `MAX_PROBABILITY_SHIFT`.
+    """
+    with Image.open(artifact.path / EXAMPLE_INPUT) as image:
+        query = Query(image_HWC=np.asarray(image.convert("RGB")))
+    if isinstance(predictor, SegmentationPredictor):
+        agreement, least = _mask_agreement(artifact, predictor, query), MIN_AGREEMENT
+    else:
+        agreement, least = _label_agreement(artifact, predictor, query), 1 - MAX_PROBABILITY_SHIFT
+    if agreement < least:
+        raise ExampleMismatch(
+            f"expected the worked example of {artifact.spec.name} to come out as stored (agreement of "
+            f"{least} at least), but it is {agreement:.4f}: weights, code or libraries are not those it was made with"
+        )
+    return agreement
+
+
+def _mask_agreement(artifact: Artifact, predictor: SegmentationPredictor, query: Query) -> float:
+    with Image.open(artifact.path / EXAMPLE_MASK) as stored:
+        stored_HW = np.asarray(stored)
+    return float((predictor.predict([query])[0].mask_HW == stored_HW).mean())
+
+
+def _label_agreement(artifact: Artifact, predictor: ClassificationPredictor, query: Query) -> float:
+    stored_K = np.asarray(json.loads((artifact.path / EXAMPLE_LABELS).read_text()), dtype=np.float32)
+    return float(1 - np.abs(predictor.predict([query])[0].probs_K - stored_K).max())
+
+
+def _write_example(folder: Path, predictor: Predictor, example_HWC: NDArray[np.uint8]) -> None:
+    (folder / EXAMPLE_INPUT).parent.mkdir()
+    (folder / EXAMPLE_INPUT).write_bytes(encode_png(Image.fromarray(example_HWC)))
+    query = Query(image_HWC=example_HWC)
+    if isinstance(predictor, SegmentationPredictor):
+        mask_HW = predictor.predict([query])[0].mask_HW
+        (folder / EXAMPLE_MASK).write_bytes(encode_index_png(mask_HW, predictor.spec.classes))
+    else:
+        probs_K = predictor.predict([query])[0].probs_K
+        (folder / EXAMPLE_LABELS).write_text(json.dumps([round(float(p), 6) for p in probs_K]) + "\n")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def replaced_folder(path: Path) -> Iterator[Path]:
+    """A new folder beside `path` that takes its place when the block ends well, and vanishes when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    folder.chmod(0o755)
+    try:
+        yield folder
+        if path.exists():
+            shutil.rmtree(path)
+        folder.rename(path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

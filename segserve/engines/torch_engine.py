@@ -1,0 +1,49 @@
+"""The network run by eager PyTorch: channels-last, and bf16 where the hardware multiplies in it.
+
+Weights and batch norm stay float32; autocast lets convolutions compute in bf16.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Precision = Literal["float32", "bfloat16"]
+
+
+def fastest_precision(device: torch.device) -> Precision:
+    """`bfloat16` where the device has instructions for it, else `float32`."""
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    capabilities = torch.cpu.get_capabilities()
+    has_bf16 = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return "bfloat16" if has_bf16 else "float32"
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
+    """The context in which a network computes at this precision (for training, too)."""
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+class TorchEngine:
+    """Calls the network on a float32 batch (B, 3, H, W); returns float32 logits on the same device."""
+
+    name = "torch"
+
+    def __init__(
+        self, network: nn.Module, *, device: torch.device | str = "cpu", precision: Precision | None = None
+    ) -> None:
+        self.device = torch.device(device)
+        self.precision: Precision = precision or fastest_precision(self.device)
+        self.network = network.to(self.device).to(memory_format=torch.channels_last).eval()
+
+    def __call__(self, images_BCHW: Tensor) -> Tensor:
+        images_BCHW = images_BCHW.to(memory_format=torch.channels_last)
+        with torch.inference_mode(), autocast(self.device, self.precision):
+            logits_BK: Tensor = self.network(images_BCHW)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return logits_BK.float()

@@ -1,0 +1,41 @@
+"""Every metric of the handlers, declared once. Durations in seconds; labels bounded.
+
+Under `segserve serve` the environment names PROMETHEUS_MULTIPROC_DIR, so that the ops port can add up the values of all
+workers; prometheus-client reads it when it is imported.
+"""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+MEGAPIXELS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 50, 100)
+SHARES = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.975, 0.99, 1)
+BATCH = (1, 2, 4, 8, 16, 32, 64)
+
+REQUESTS = Counter(
+    "segserve_requests_total", "Requests answered; outcome is ok, rejected (4xx) or failed (5xx)", ["model", "outcome"]
+)
+REJECTED = Counter("segserve_rejected_total", "Requests answered with a problem, by its kind", ["model", "reason"])
+REQUEST_SECONDS = Histogram(
+    "segserve_request_seconds", "From the batch's arrival in the worker to its answers", ["model"], buckets=SECONDS
+)
+STAGE_SECONDS = Histogram(
+    "segserve_stage_seconds",
+    "decode and encode: of one image; the other stages: of one batch",
+    ["model", "stage"],
+    buckets=SECONDS,
+)
+BATCH_IMAGES = Histogram("segserve_batch_images", "Requests in a batch", ["model"], buckets=BATCH)
+IMAGE_MEGAPIXELS = Histogram(
+    "segserve_image_megapixels", "Size of the images decoded, in millions of pixels", ["model"], buckets=MEGAPIXELS
+)
+CLASS_PIXELS = Counter("segserve_class_pixels_total", "Pixels answered, by class", ["model", "class"])
+CONFIDENCE = Histogram(
+    "segserve_confidence", "Mean probability of the chosen class, of one image", ["model"], buckets=SHARES
+)
+IN_FLIGHT = Gauge("segserve_in_flight", "Requests in the workers", ["model"], multiprocess_mode="livesum")
+MODEL_INFO = Gauge(
+    "segserve_model_info",
+    "1 for each model a worker has loaded",
+    ["model", "version", "digest", "engine", "device"],
+    multiprocess_mode="livemax",
+)

@@ -1,0 +1,94 @@
+"""From an upright image to the network's input, and from its output back to the image's own pixels.
+
+Dimensions: B batch, C channels, K classes, H, W.
+"""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+from torchvision.transforms.v2 import functional as transforms
+
+from segserve.spec import PreprocessSpec
+
+STRIDE = 32
+"""The encoder halves the resolution five times; sizes are padded to a multiple of this, so that images batch."""
+
+BAND_ELEMENTS = 2**25
+"""Most probabilities held at once at the image's own resolution (128 MiB of float32)."""
+
+Size = tuple[int, int]
+"""Height, width."""
+
+
+def working_size(size: Size, spec: PreprocessSpec) -> Size:
+    """Size at which the network sees an image of `size`: at least 1x1, aspect ratio kept to the nearest pixel."""
+    height, width = size
+    longest = max(height, width)
+    if spec.resize == "larger" and longest <= spec.working_side:
+        return size
+    scale = spec.working_side / longest
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def to_tensor(image_HWC: NDArray[np.uint8]) -> Tensor:
+    """(H, W, 3) uint8 array to (3, H, W) uint8 tensor."""
+    return torch.from_numpy(np.ascontiguousarray(image_HWC)).permute(2, 0, 1)
+
+
+def resize_image(image_CHW: Tensor, size: Size) -> Tensor:
+    """Bilinear resize with antialiasing, uint8 to uint8 (as in training)."""
+    if image_CHW.shape[-2:] == size:
+        return image_CHW
+    resized_CHW: Tensor = transforms.resize(image_CHW, list(size), antialias=True)
+    return resized_CHW
+
+
+def normalise(image_CHW: Tensor, spec: PreprocessSpec) -> Tensor:
+    """uint8 (..., 3, H, W) to float32 with the spec's mean and standard deviation removed."""
+    mean_C11 = torch.tensor(spec.mean, device=image_CHW.device).view(3, 1, 1)
+    std_C11 = torch.tensor(spec.std, device=image_CHW.device).view(3, 1, 1)
+    return (image_CHW.float() / 255 - mean_C11) / std_C11
+
+
+def padded_size(size: Size) -> Size:
+    """The size, each side rounded up to a multiple of the network's stride."""
+    height, width = size
+    return math.ceil(height / STRIDE) * STRIDE, math.ceil(width / STRIDE) * STRIDE
+
+
+def pad(images_BCHW: Tensor, size: Size) -> Tensor:
+    """Repeat the last row and column until the images have `size`."""
+    height, width = images_BCHW.shape[-2:]
+    return functional.pad(images_BCHW, (0, size[1] - width, 0, size[0] - height), mode="replicate")
+
+
+def upright_bands(probs_KHW: Tensor, size: Size) -> Iterator[Tensor]:
+    """Bilinear interpolation of the probabilities to `size`, in horizontal bands from top to bottom.
+
+    Equals `torch.nn.functional.interpolate(mode="bilinear", align_corners=False)` on the whole, but never holds more
+    than one band of the result, so that memory stays bounded whatever the image's size.
+    """
+    num_classes, height, width = probs_KHW.shape
+    target_height, target_width = size
+    if (height, width) == size:
+        yield probs_KHW
+        return
+    rows = max(1, BAND_ELEMENTS // (num_classes * max(target_width, width)))
+    for first in range(0, target_height, rows):
+        band_KHW = _interpolate_rows(probs_KHW, first, min(first + rows, target_height), target_height)
+        yield functional.interpolate(band_KHW[None], (band_KHW.shape[1], target_width), mode="bilinear")[0]
+
+
+def _interpolate_rows(probs_KHW: Tensor, first: int, last: int, target_height: int) -> Tensor:
+    height = probs_KHW.shape[1]
+    target_H = torch.arange(first, last, device=probs_KHW.device, dtype=torch.float64)
+    source_H = ((target_H + 0.5) * (height / target_height) - 0.5).clamp(0, height - 1)
+    above_H = source_H.long()
+    below_H = (above_H + 1).clamp(max=height - 1)
+    weight_H1 = (source_H - above_H).to(probs_KHW.dtype)[:, None]
+    return probs_KHW[:, above_H] * (1 - weight_H1) + probs_KHW[:, below_H] * weight_H1

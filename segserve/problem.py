@@ -1,0 +1,52 @@
+"""What can go wrong with one request, as the client reads it: RFC 9457 problem details."""
+
+from typing import Literal
+
+ProblemKind = Literal[
+    "bad-option",
+    "bad-body",
+    "too-large",
+    "unsupported-type",
+    "undecodable",
+    "not-ready",
+    "deadline-passed",
+    "out-of-memory",
+    "internal",
+]
+
+STATUS: dict[ProblemKind, int] = {
+    "bad-option": 400,
+    "bad-body": 400,
+    "too-large": 413,
+    "unsupported-type": 415,
+    "undecodable": 422,
+    "internal": 500,
+    "not-ready": 503,
+    "deadline-passed": 504,
+    "out-of-memory": 507,
+}
+
+TITLE: dict[ProblemKind, str] = {
+    "bad-option": "An option is wrong",
+    "bad-body": "The body is wrong",
+    "too-large": "The image is too large",
+    "unsupported-type": "Not an image type we take",
+    "undecodable": "The image cannot be decoded",
+    "internal": "The service made a mistake",
+    "not-ready": "The service is not ready",
+    "deadline-passed": "The deadline has passed",
+    "out-of-memory": "Not enough memory for this image",
+}
+
+
+class Problem(Exception):
+    """A request that cannot be answered; `detail` says what was expected, what came and what to do."""
+
+    def __init__(self, kind: ProblemKind, detail: str) -> None:
+        super().__init__(detail)
+        self.kind: ProblemKind = kind
+        self.detail = detail
+
+    @property
+    def status(self) -> int:
+        return STATUS[self.kind]

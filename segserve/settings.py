@@ -1,0 +1,45 @@
+"""Frozen settings: the base class of every configuration object, and a readable sentence for what is wrong in one."""
+
+from collections.abc import Iterator
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+
+class Settings(BaseModel):
+    """A value object: cannot be changed after it was built, and refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def explain(error: ValidationError, *, known_keys: tuple[str, ...] = ()) -> str:
+    """Say in one sentence what was expected, what arrived and what to do.
+
+    Args:
+        error: what pydantic raised.
+        known_keys: the keys to offer where an unknown key is the mistake.
+    """
+    return "; ".join(_sentences(error, known_keys))
+
+
+def _sentences(error: ValidationError, known_keys: tuple[str, ...]) -> Iterator[str]:
+    for detail in error.errors(include_url=False):
+        key = ".".join(str(part) for part in detail["loc"])
+        yield _sentence(key, detail, known_keys)
+
+
+def _sentence(key: str, detail: ErrorDetails, known_keys: tuple[str, ...]) -> str:
+    match detail["type"]:
+        case "extra_forbidden":
+            offer = f"; known are {', '.join(known_keys)}" if known_keys else ""
+            return f"{key!r} is not a known key: remove it or correct its spelling{offer}"
+        case "missing":
+            return f"expected a value for {key!r}, but none was given"
+        case "literal_error":
+            return f"expected {key!r} to be {detail['ctx']['expected']}, but got {detail['input']!r}"
+        case "value_error":
+            reason = str(detail["ctx"]["error"])
+            return f"{key!r}: {reason}" if key else reason
+        case _:
+            problem = detail["msg"].removeprefix("Input should be ")
+            return f"expected {key!r} to be {problem}, but got {detail['input']!r}"

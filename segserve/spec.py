@@ -1,0 +1,106 @@
+"""ModelSpec: everything the predictor must know about a trained model, in one checked and frozen object.
+
+It travels as `spec.json` beside the weights, so that nobody can serve weights with another preprocessing, another class
+list or another network than they were trained with.
+"""
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from segserve.settings import Settings
+
+Task = Literal["segmentation", "classification"]
+EncoderName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d", "mobilenet_v3_large"]
+Color = tuple[int, int, int]
+
+MAX_CLASSES = 255
+"""Masks are 8-bit; the index 255 is kept for "no class asked for"."""
+
+
+class ClassSpec(Settings):
+    """One class: its index in masks and logits, its name, and its colour (R, G, B; 0 to 255) in palettes."""
+
+    id: int = Field(ge=0)
+    name: str = Field(min_length=1)
+    color: Color
+
+    @field_validator("color")
+    @classmethod
+    def _color_is_8_bit(cls, color: Color) -> Color:
+        if not all(0 <= channel <= 255 for channel in color):
+            raise ValueError(f"expected three values from 0 to 255, but got {list(color)}")
+        return color
+
+
+class NetworkSpec(Settings):
+    """Which network the weights belong to."""
+
+    encoder: EncoderName = "resnet50"
+    encoder_weights: str = "none"
+    """Where the encoder's weights came from before training: `none`, `torchvision:NAME` or `file:sha256:DIGEST`."""
+
+
+class PreprocessSpec(Settings):
+    """From an upright 8-bit RGB image to the network's input. Depends on sizes and this spec, never on pixel values."""
+
+    resize: Literal["always", "larger"] = "always"
+    """`always`: the longer side becomes `working_side`; `larger`: only images with a longer side are made smaller."""
+    working_side: int = Field(ge=32)
+    """Pixels of the longer side at which the network sees the image; the shorter side keeps the aspect ratio."""
+    mean: tuple[float, float, float]
+    """Per channel, of values scaled to 0..1."""
+    std: tuple[float, float, float]
+
+
+class ServingSpec(Settings):
+    """How TorchServe is to batch requests for this model."""
+
+    batch_size: int = Field(default=8, ge=1)
+    max_batch_delay_ms: int = Field(default=5, ge=0)
+    workers: int = Field(default=1, ge=1)
+
+
+class Provenance(Settings):
+    """Where the weights came from."""
+
+    data_digest: str
+    """SHA-256 over the names and bytes of the training set's files."""
+    recipe: dict[str, Any]
+    commit: str
+    seed: int
+    scores: dict[str, float]
+
+
+class ModelSpec(Settings):
+    """A trained model, without its weights."""
+
+    schema_version: Literal[1] = 1
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    task: Task
+    network: NetworkSpec
+    classes: tuple[ClassSpec, ...] = Field(min_length=2, max_length=MAX_CLASSES)
+    ignore_index: int | None = None
+    preprocess: PreprocessSpec
+    serving: ServingSpec = ServingSpec()
+    provenance: Provenance
+    weights_sha256: str = ""
+    """Filled in when the artifact is written."""
+
+    @model_validator(mode="after")
+    def _ids_are_indices(self) -> Self:
+        ids = [entry.id for entry in self.classes]
+        if ids != list(range(len(ids))):
+            raise ValueError(f"expected class ids 0 to {len(ids) - 1} in order, but got {ids}")
+        names = [entry.name for entry in self.classes]
+        if len(set(names)) < len(names):
+            raise ValueError(f"expected class names that differ, but got {names}")
+        return self
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(entry.name for entry in self.classes)

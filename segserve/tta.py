@@ -1,0 +1,113 @@
+"""Test-time augmentation: see an image in several views, undo each view's geometry on the answer, aggregate.
+
+Aggregation by the mean of probabilities: Wang et al. 2018, https://arxiv.org/abs/1807.07356 (also for the uncertainty
+that comes with it). Mean of logits, as in nnU-Net, is the normalised geometric mean of the probabilities.
+
+Dimensions: V views, K classes, H, W; `...` stands for H, W (masks) or nothing (labels).
+"""
+
+import math
+from dataclasses import dataclass
+from itertools import product
+from typing import Literal, assert_never
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from segserve.preprocess import Size
+
+Plan = Literal["none", "hflip", "flips", "d4", "multiscale", "multiscale-hflip"]
+Aggregate = Literal["mean", "logits", "max", "vote"]
+
+SCALES = (1.0, 0.75, 1.25)
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """One way to look at an image: mirrored left to right, then turned by quarter turns, then scaled."""
+
+    hflip: bool = False
+    turns: int = 0
+    scale: float = 1.0
+
+    def forward(self, image_CHW: Tensor) -> Tensor:
+        """The image (..., H, W) as this view sees it."""
+        if self.hflip:
+            image_CHW = image_CHW.flip(-1)
+        image_CHW = torch.rot90(image_CHW, self.turns, dims=(-2, -1))
+        height, width = image_CHW.shape[-2:]
+        return _resize(image_CHW, (max(1, round(height * self.scale)), max(1, round(width * self.scale))))
+
+    def inverse(self, map_KHW: Tensor, size: Size) -> Tensor:
+        """A map (K, h, w) of this view, back in the pixels of the image of `size`."""
+        map_KHW = _resize(map_KHW, size if self.turns % 2 == 0 else (size[1], size[0]))
+        map_KHW = torch.rot90(map_KHW, -self.turns, dims=(-2, -1))
+        return map_KHW.flip(-1) if self.hflip else map_KHW
+
+
+def _resize(map_KHW: Tensor, size: Size) -> Tensor:
+    if map_KHW.shape[-2:] == size:
+        return map_KHW
+    return functional.interpolate(map_KHW[None], size, mode="bilinear", antialias=True)[0]
+
+
+PLANS: dict[Plan, tuple[View, ...]] = {
+    "none": (View(),),
+    "hflip": (View(), View(hflip=True)),
+    "flips": (View(), View(hflip=True), View(hflip=True, turns=2), View(turns=2)),
+    "d4": tuple(View(hflip=hflip, turns=turns) for hflip, turns in product((False, True), range(4))),
+    "multiscale": tuple(View(scale=scale) for scale in SCALES),
+    "multiscale-hflip": tuple(View(scale=scale, hflip=hflip) for scale, hflip in product(SCALES, (False, True))),
+}
+"""The first view of every plan is the image itself."""
+
+
+def scores(logits_K: Tensor, aggregate: Aggregate) -> Tensor:
+    """What is to be aggregated of one view: its logits for `logits`, else its probabilities (K, ...)."""
+    return logits_K if aggregate == "logits" else logits_K.softmax(dim=0)
+
+
+def combine(scores_VK: Tensor, aggregate: Aggregate) -> Tensor:
+    """Aggregate the views.
+
+    Args:
+        scores_VK: (V, K, ...) float, as `scores` gives them, each view already in the image's geometry.
+        aggregate: `mean` of probabilities; `logits`, mean of logits; `max`, largest probability of any view,
+            normalised; `vote`, the share of views that chose the class, a tie going to the larger mean probability.
+
+    Returns:
+        Probabilities (K, ...) that sum to 1 over the classes.
+    """
+    match aggregate:
+        case "mean":
+            return scores_VK.mean(dim=0)
+        case "logits":
+            return scores_VK.mean(dim=0).softmax(dim=0)
+        case "max":
+            largest_K = scores_VK.amax(dim=0)
+            return largest_K / largest_K.sum(dim=0, keepdim=True)
+        case "vote":
+            return _vote(scores_VK)
+        case _:
+            assert_never(aggregate)
+
+
+def _vote(probs_VK: Tensor) -> Tensor:
+    tie_weight = 1e-3  # far less than one vote, so that it decides ties only
+    num_views, num_classes = probs_VK.shape[:2]
+    winners_V = probs_VK.argmax(dim=1)
+    votes_K = torch.stack([(winners_V == index).sum(dim=0) for index in range(num_classes)]).to(probs_VK.dtype)
+    return (votes_K + tie_weight * probs_VK.mean(dim=0)) / (num_views + tie_weight)
+
+
+def entropy(probs_K: Tensor) -> Tensor:
+    """Shannon entropy over the classes divided by ln K: probabilities (K, ...) to (...), 0 certain, 1 uniform."""
+    nats: Tensor = torch.special.entr(probs_K).sum(dim=0)
+    return nats / math.log(probs_K.shape[0])
+
+
+def view_agreement(scores_VK: Tensor, probs_K: Tensor) -> float:
+    """Share, over views and pixels, of the views' classes that equal the aggregate's class: 0 to 1, 1 for one view."""
+    agree_V = scores_VK.argmax(dim=1) == probs_K.argmax(dim=0)
+    return agree_V.float().mean().item()
