@@ -6,9 +6,8 @@ Knows HTTP bodies and headers, but no server.
 import base64
 import binascii
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from email.message import Message
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
@@ -99,18 +98,25 @@ def _parse_options(raw: Mapping[str, Any], accept: str) -> Options:
 
 
 def _prefers_json(accept: str) -> bool:
-    return _quality(accept, "application/json") > _quality(accept, "image/png")
+    return _preference(accept, "application/json") > _preference(accept, "image/png")
 
 
-def _quality(accept: str, media_type: str) -> float:
-    """The q value by which an Accept header asks for a type by name or by family; 0 where it does not."""
-    best = 0.0
+def _preference(accept: str, media_type: str) -> tuple[float, int]:
+    """How an Accept header rates a type: q of the most specific range that covers it (RFC 9110, 12.5.1), then how
+    specific that range is: 0 for `*/*`, 1 for the family, 2 for the name. (0, -1): not wanted."""
+    ranges = ("*/*", media_type.split("/")[0] + "/*", media_type)
+    quality, specificity = 0.0, -1
     for item in accept.lower().split(","):
         name, *parameters = (part.strip() for part in item.split(";"))
-        if name in (media_type, media_type.split("/")[0] + "/*"):
-            given = next((p.removeprefix("q=") for p in parameters if p.startswith("q=")), "1")
-            best = max(best, float(given) if given.replace(".", "", 1).isdecimal() else 1.0)
-    return best
+        if name in ranges and ranges.index(name) > specificity:
+            quality, specificity = _quality(parameters), ranges.index(name)
+    return (quality, specificity) if quality else (0.0, -1)
+
+
+def _quality(parameters: Sequence[str]) -> float:
+    """The q value among a range's parameters; 1 where there is none that makes sense."""
+    given = next((p.removeprefix("q=") for p in parameters if p.startswith("q=")), "1")
+    return float(given) if given.replace(".", "", 1).isdecimal() else 1.0
 
 
 def _read_body(request: Request) -> tuple[bytes, Mapping[str, Any]]:
@@ -125,9 +131,7 @@ def _read_body(request: Request) -> tuple[bytes, Mapping[str, Any]]:
 
 
 def _media_type(content_type: str) -> str:
-    message = Message()
-    message["content-type"] = content_type
-    return message.get_content_type() if content_type else ""
+    return content_type.partition(";")[0].strip().lower()
 
 
 def _read_form(fields: Mapping[str, bytes]) -> bytes:

@@ -53,7 +53,7 @@ class Artifact:
     digest: str
 
 
-class ExampleMismatch(ValueError):
+class ExampleMismatch(RuntimeError):
     """The worked example did not come out as it did when the artifact was written."""
 
 

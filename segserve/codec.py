@@ -1,8 +1,8 @@
 """Bytes to images, and masks to bytes. Every limit on what is decoded is here.
 
-What becomes of each kind of image is one rule per kind, in `_to_rgb`: palettes are looked up, gray is repeated, 16-bit
-samples are divided by 257, CMYK is converted by Pillow's formula, transparency is composed on white; colour profiles
-are not applied.
+What becomes of each kind of image is one rule per kind, in `_to_rgb`: palettes are looked up, gray is repeated, 12- and
+16-bit gray is scaled so that the largest value becomes 255, CMYK is converted by Pillow's formula, transparency is
+composed on white; colour profiles are not applied.
 """
 
 import base64
@@ -11,7 +11,7 @@ import warnings
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 from pycocotools import mask as coco
 
 from segserve.problem import Problem
@@ -22,16 +22,27 @@ MAX_PIXELS = 100_000_000
 NO_CLASS = 255
 """Mask index of pixels whose class was not asked for."""
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
-SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"II*\0", b"MM\0*", b"BM", b"GIF8", b"\0\0\0")
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
+"""Pillow's names; its JPEG reader also takes MPO, which has no reader of its own."""
+SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"BM", b"GIF8")
+"""How files of these formats begin; WEBP and AVIF have a length first, see `_has_known_signature`."""
 
 # Pillow raises its own bomb error where an image claims twice this; `_open` refuses from MAX_PIXELS on, also later
 # frames and embedded thumbnails, so that the warning in between says nothing new.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+Image.init()  # all plugins now, not in whichever thread first meets a format
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
-Decodable = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError, MemoryError)
-"""What Pillow's readers are known to raise on broken files."""
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What undoes each EXIF orientation."""
 
 
 def decode_image(data: bytes) -> NDArray[np.uint8]:
@@ -52,9 +63,10 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
         raise Problem("too-large", f"expected at most {MAX_BYTES} bytes, but got {len(data)}: send a smaller file")
     with _open(data) as image:
         try:
-            upright = ImageOps.exif_transpose(image)
-            return np.asarray(_to_rgb(upright))
-        except (Image.DecompressionBombError, *Decodable) as error:
+            return np.asarray(_to_rgb(_upright(image)))
+        except (Problem, MemoryError):
+            raise
+        except Exception as error:  # Pillow's readers raise nearly anything on broken files
             reason = f"expected a whole {image.format} image, but decoding failed: {error}"
             raise Problem("undecodable", reason) from None
 
@@ -65,7 +77,9 @@ def _open(data: bytes) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise Problem("too-large", f"expected at most {MAX_PIXELS} pixels: {error}") from None
-    except (UnidentifiedImageError, *Decodable) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # as above
         raise _unreadable(data, error) from None
     if image.width * image.height > MAX_PIXELS:
         raise Problem(
@@ -76,11 +90,23 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _unreadable(data: bytes, error: Exception) -> Problem:
-    if data.startswith(SIGNATURES):
+    if _has_known_signature(data):
         reason = "its header is broken" if isinstance(error, UnidentifiedImageError) else str(error)
         return Problem("undecodable", f"expected a whole image, but it cannot be read: {reason}")
-    known = ", ".join(name for name in FORMATS if name != "MPO")
+    known = ", ".join(FORMATS)
     return Problem("unsupported-type", f"expected one of {known}, but the bytes start with {data[:8]!r}")
+
+
+def _has_known_signature(data: bytes) -> bool:
+    is_webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
+    return is_webp or data[4:12] in (b"ftypavif", b"ftypavis") or data.startswith(SIGNATURES)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """As the camera was held. Unlike Pillow's `exif_transpose` this writes no EXIF, which fails on broken tags."""
+    image.load()  # Pillow turns TIFF itself while loading
+    method = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return image if method is None else image.transpose(method)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -100,11 +126,19 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _gray_from_16_bit(image: Image.Image) -> Image.Image:
-    gray_HW = (np.asarray(image).astype(np.uint32) + 128) // 257
+    largest = 2 ** _bits_per_sample(image) - 1
+    gray_HW = (np.asarray(image).astype(np.uint32) * 255 + largest // 2) // largest
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
         gray_HW[np.asarray(image) == transparent] = 255
     return Image.fromarray(gray_HW.astype(np.uint8)).convert("RGB")
+
+
+def _bits_per_sample(image: Image.Image) -> int:
+    """16, or 12 in some TIFF files; Pillow has one mode for both."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return 16
+    return int(image.tag_v2[TiffImagePlugin.BITSPERSAMPLE][0])
 
 
 def encode_index_png(mask_HW: NDArray[np.uint8], classes: tuple[ClassSpec, ...]) -> bytes:

@@ -173,7 +173,7 @@ def load_encoder_weights(encoder: Encoder, name: EncoderName, *, source: Literal
     backbone = torchvision.models.get_model(name, weights=None)
     try:
         backbone.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ValueError(f"expected weights of torchvision's {name}, but {source} does not fit: {error}") from error
     encoder.stages.load_state_dict(nn.ModuleList(_cut(backbone)).state_dict())
     return origin
@@ -192,6 +192,9 @@ def _download(weights: torchvision.models.WeightsEnum) -> dict[str, Tensor]:
 def _read_state(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"expected a file of encoder weights, but {path} is not one: give the path of a state dict")
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    return torch.load(path, weights_only=True, map_location="cpu")  # type: ignore[no-any-return]
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, weights_only=True, map_location="cpu")  # type: ignore[no-any-return]
+    except Exception as error:  # both readers raise nearly anything on files that are something else
+        raise ValueError(f"expected {path} to hold a state dict (.safetensors or .pth), but got: {error}") from error

@@ -37,7 +37,7 @@ def working_size(size: Size, spec: PreprocessSpec) -> Size:
 
 def to_tensor(image_HWC: NDArray[np.uint8]) -> Tensor:
     """(H, W, 3) uint8 array to (3, H, W) uint8 tensor."""
-    return torch.from_numpy(np.ascontiguousarray(image_HWC)).permute(2, 0, 1)
+    return torch.tensor(np.ascontiguousarray(image_HWC)).permute(2, 0, 1)
 
 
 def resize_image(image_CHW: Tensor, size: Size) -> Tensor:

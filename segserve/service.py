@@ -22,6 +22,8 @@ from segserve.render import Asked, class_pixels, render
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER_SECONDS = 5
+MAX_DETAIL = 2000
+"""Most characters of a problem's detail: it quotes the client, who may have sent megabytes."""
 STOPPING = Problem("not-ready", "this service is being stopped: send the request again, to another replica")
 
 
@@ -136,8 +138,8 @@ class Service:
             type=f"urn:segserve:problem:{problem.kind}",
             title=TITLE[problem.kind],
             status=problem.status,
-            detail=problem.detail,
-            request_id=item.request.headers.get("x-request-id"),
+            detail=_sendable(problem.detail),
+            request_id=_sendable(item.request.headers.get("x-request-id", "")) or None,
         )
         headers = self._headers(item)
         if problem.status == 503:
@@ -191,6 +193,11 @@ def _query(item: _Item) -> Query:
         aggregate=options.aggregate,
         uncertainty_map=options.render == "uncertainty",
     )
+
+
+def _sendable(text: str) -> str:
+    """The text, cut short and free of lone surrogates, which JSON can smuggle in but UTF-8 cannot carry out."""
+    return text[:MAX_DETAIL].encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _outcome(item: _Item) -> str:

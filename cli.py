@@ -1,0 +1,197 @@
+"""The `segserve` command: parses, delegates, prints. The only room that sees segserve, handlers and training.
+
+A command imports what it needs when it runs, so that `segserve serve` starts without the training packages.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from pydantic import ValidationError
+
+from segserve.settings import explain
+from segserve.tta import Plan
+
+if TYPE_CHECKING:
+    from segserve.artifact import Artifact
+    from segserve.predictor import Predictor
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0 done, 1 the work failed or a check did not hold, 2 wrong usage or bad input.
+    """
+    given = _parser().parse_args(arguments)
+    command: Command = given.command
+    try:
+        return command(given)
+    except ValidationError as error:
+        return _complain(explain(error), code=2)
+    except (ValueError, OSError) as error:
+        return _complain(str(error), code=2)
+    except RuntimeError as error:
+        return _complain(str(error), code=1)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _complain(sentence: str, *, code: int) -> int:
+    print(f"segserve: {sentence}", file=sys.stderr)
+    return code
+
+
+def _lint(given: argparse.Namespace) -> int:
+    from training.data import check_dataset, detect_task
+
+    findings = check_dataset(given.dataset, detect_task(given.dataset))
+    for finding in findings:
+        print(finding)
+    print(f"{given.dataset}: {len(findings)} finding(s)")
+    return 1 if findings else 0
+
+
+def _train(given: argparse.Namespace) -> int:
+    from training.config import load_recipe
+    from training.engine import train
+
+    recipe = load_recipe(given.recipe, overrides=given.set)
+    run = train(recipe, run_dir=Path("runs") / recipe.name)
+    print(f"{run}: done; next: segserve export {run} --out artifacts/{recipe.name}")
+    return 0
+
+
+def _evaluate(given: argparse.Namespace) -> int:
+    from segserve.artifact import load_artifact
+    from training.evaluate import evaluate
+
+    result = evaluate(load_artifact(given.artifact), given.dataset, split=given.split, tta=given.tta)
+    print(result.table())
+    if given.json:
+        given.json.write_text(result.model_dump_json(indent=1) + "\n")
+    return 0
+
+
+def _export(given: argparse.Namespace) -> int:
+    from training.export import export_run
+
+    artifact = export_run(given.run, given.out)
+    print(
+        f"{artifact.path}: {artifact.spec.name}, digest {artifact.digest[:12]}; next: segserve package {artifact.path}"
+    )
+    return 0
+
+
+def _package(given: argparse.Namespace) -> int:
+    from handlers.archive import package
+
+    archive = package(given.artifact, name=given.name, version=given.version, store=given.store)
+    print(f"{archive}: {archive.stat().st_size / 2**20:.0f} MiB; next: segserve serve --store {given.store}")
+    return 0
+
+
+def _predict(given: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from segserve.offline import predict_files
+
+    artifact, predictor = _load(given.artifact)
+    done = predict_files(given.images, artifact=artifact, predictor=predictor, out=given.out, tta=given.tta)
+    num_broken = 0
+    for path, problem in tqdm(done, total=len(given.images), unit="image", disable=None):
+        if problem:
+            num_broken += 1
+            tqdm.write(f"{path}: {problem.detail}", file=sys.stderr)
+    print(f"{given.out}: {len(given.images) - num_broken} of {len(given.images)} images predicted")
+    return 1 if num_broken else 0
+
+
+def _load(path: Path) -> "tuple[Artifact, Predictor]":
+    import torch
+
+    from segserve.artifact import check_example, load_artifact
+    from segserve.engines.torch_engine import TorchEngine
+    from segserve.predictor import build_predictor
+
+    artifact = load_artifact(path)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    predictor = build_predictor(artifact.spec, TorchEngine(artifact.network, device=device))
+    check_example(artifact, predictor)
+    return artifact, predictor
+
+
+def _serve(given: argparse.Namespace) -> int:
+    from handlers.settings import ServeSettings
+    from handlers.supervisor import serve
+
+    return serve(
+        ServeSettings(
+            store=given.store,
+            models=tuple(name for name in given.models.split(",") if name),
+            inference_port=given.inference_port,
+            management_port=given.management_port,
+            ops_port=given.ops_port,
+            host=given.host,
+        )
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="segserve", description="Train, package and serve image segmentation models.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    lint = _add(commands, "lint", _lint, "check a data set before training")
+    lint.add_argument("dataset", type=Path, metavar="DATASET")
+
+    train = _add(commands, "train", _train, "train; a second call resumes an unfinished run")
+    train.add_argument("recipe", type=Path, metavar="RECIPE.toml")
+    train.add_argument("--set", action="append", default=[], metavar="key=value", help="change one value of the recipe")
+
+    evaluate = _add(commands, "evaluate", _evaluate, "score an artifact on a data set")
+    evaluate.add_argument("artifact", type=Path, metavar="ARTIFACT")
+    evaluate.add_argument("dataset", type=Path, metavar="DATASET")
+    evaluate.add_argument("--split", default="val")
+    evaluate.add_argument("--tta", choices=get_args(Plan), default="none")
+    evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the scores there, too")
+
+    export = _add(commands, "export", _export, "run -> artifact")
+    export.add_argument("run", type=Path, metavar="RUN")
+    export.add_argument("--out", type=Path, required=True, metavar="ARTIFACT")
+
+    package = _add(commands, "package", _package, "artifact -> NAME.mar")
+    package.add_argument("artifact", type=Path, metavar="ARTIFACT")
+    package.add_argument("--name", help="default: the artifact's own")
+    package.add_argument("--version", default="1.0")
+    package.add_argument("--store", type=Path, default=Path("model_store"))
+
+    predict = _add(commands, "predict", _predict, "predict images offline, by the same code path as the service")
+    predict.add_argument("artifact", type=Path, metavar="ARTIFACT")
+    predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
+    predict.add_argument("--out", type=Path, required=True, metavar="DIR")
+    predict.add_argument("--tta", choices=get_args(Plan), default="none")
+
+    serve = _add(commands, "serve", _serve, "start the service and stay until it is told to stop")
+    serve.add_argument("--store", type=Path, default=Path("model_store"))
+    serve.add_argument("--models", default="", metavar="a.mar,b.mar", help="default: every archive in the store")
+    serve.add_argument("--inference-port", type=int, default=8080)
+    serve.add_argument("--management-port", type=int, default=8081)
+    serve.add_argument("--ops-port", type=int, default=8082)
+    serve.add_argument("--host", default="127.0.0.1")
+    return parser
+
+
+def _add(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, command: Command, does: str
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=does, description=does)
+    parser.set_defaults(command=command)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
