@@ -1,0 +1,105 @@
+"""TorchServe's rows and context on one side, the service on the other. Nothing else here knows TorchServe.
+
+What TorchServe does, and why this file is as it is: an exception that leaves `handle` fails every request of the batch;
+per-item status and headers count only when `handle` returns a list as long as the batch; phrases must be ASCII and
+header values text, else the worker dies. A client's `describe` or `explain` header is ignored.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+
+from segserve.api import Request, Response
+from segserve.artifact import check_example, load_artifact
+from segserve.engines.torch_engine import TorchEngine
+from segserve.predictor import build_predictor
+from segserve.service import Service
+from segserve.spec import Task
+
+ARTIFACT_FOLDER = "artifact"
+DRAIN_FLAG = "SEGSERVE_DRAIN_FLAG"
+"""Environment variable: the file whose existence says that the service is being stopped."""
+
+
+class Context(Protocol):
+    """The part of `ts.context.Context` that is used."""
+
+    model_name: str
+    manifest: Mapping[str, Any]
+    system_properties: Mapping[str, Any]
+
+    def get_all_request_header(self, idx: int) -> Mapping[str, Any]: ...
+    def set_response_status(self, code: int, phrase: str, idx: int) -> None: ...
+    def set_response_content_type(self, idx: int, value: str) -> None: ...
+    def set_response_header(self, idx: int, key: str, value: str) -> None: ...
+
+
+class Adapter:
+    """A TorchServe handler for one task; loads the artifact in the archive and answers with it."""
+
+    task: ClassVar[Task]
+    service: Service
+
+    def initialize(self, context: Context) -> None:
+        """Load the model. The worker becomes ready only if the artifact's worked example comes out as stored."""
+        artifact = load_artifact(Path(context.system_properties["model_dir"]) / ARTIFACT_FOLDER)
+        if artifact.spec.task != self.task:
+            raise ValueError(
+                f"expected an artifact for {self.task}, but got one for {artifact.spec.task}: package it again"
+            )
+        _share_cores(artifact.spec.serving.workers)
+        predictor = build_predictor(artifact.spec, TorchEngine(artifact.network, device=_device(context)))
+        check_example(artifact, predictor)
+        version = str(context.manifest["model"]["modelVersion"])
+        self.service = Service(artifact, predictor, name=context.model_name, version=version)
+
+    def handle(self, rows: Sequence[Mapping[str, Any]], context: Context) -> list[bytes]:
+        """One body a row; status, content type and headers of each go to the context."""
+        requests = [_request(row, context.get_all_request_header(index)) for index, row in enumerate(rows)]
+        responses = self.service.handle(requests, ready=not _draining())
+        for index, response in enumerate(responses):
+            _set_head(context, index, response)
+        return [response.body for response in responses]
+
+
+def _request(row: Mapping[str, Any], headers: Mapping[str, Any]) -> Request:
+    """TorchServe mixes the headers of form fields, as mappings, with those of the request, as text."""
+    return Request(
+        headers={name.lower(): value for name, value in headers.items() if isinstance(value, str)},
+        fields={name: _as_bytes(value) for name, value in row.items() if name != "url_path"},
+    )
+
+
+def _as_bytes(value: object) -> bytes:
+    """The field as it was sent; TorchServe may have parsed JSON and decoded text on the way."""
+    if isinstance(value, bytes | bytearray):
+        return bytes(value)
+    return value.encode() if isinstance(value, str) else json.dumps(value).encode()
+
+
+def _set_head(context: Context, index: int, response: Response) -> None:
+    context.set_response_status(response.status, HTTPStatus(response.status).phrase, index)
+    context.set_response_content_type(index, response.content_type)
+    for name, value in response.headers.items():
+        context.set_response_header(index, name, value)
+
+
+def _device(context: Context) -> torch.device:
+    gpu = context.system_properties.get("gpu_id")
+    return torch.device("cpu") if gpu is None or not torch.cuda.is_available() else torch.device("cuda", int(gpu))
+
+
+def _share_cores(workers: int) -> None:
+    """Workers of one model do not fight for the same cores."""
+    if workers > 1:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers))
+
+
+def _draining() -> bool:
+    flag = os.environ.get(DRAIN_FLAG)
+    return flag is not None and os.path.exists(flag)

@@ -1,0 +1,115 @@
+"""Artifact to `.mar`: the model and the code that runs it, in one reproducible zip file.
+
+The code travels with the model, so that rolling a model back rolls its code back; the environment carries third-party
+packages only. The same artifact and code give the same bytes: entries are sorted, stored without compression (weights
+do not compress, and zlib's versions differ) and dated 1980.
+"""
+
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+import handlers
+import segserve
+from handlers.adapter import ARTIFACT_FOLDER
+from segserve.artifact import Artifact, check_example, load_artifact
+from segserve.engines.torch_engine import TorchEngine
+from segserve.predictor import build_predictor
+from segserve.spec import ModelSpec
+
+EPOCH = (1980, 1, 1, 0, 0, 0)
+STARTUP_SECONDS = 300
+RESPONSE_SECONDS = 120
+
+Entry = tuple[str, bytes]
+
+
+def package(artifact_path: Path, *, name: str | None = None, version: str = "1.0", store: Path) -> Path:
+    """Write `store/NAME.mar`, whole or not at all, after the artifact's worked example came out as stored.
+
+    Args:
+        artifact_path: the artifact's folder.
+        name: of the model in the server and of the file; None: the spec's.
+        version: as TorchServe's addresses name it.
+        store: the folder for archives; made if missing.
+    """
+    artifact = load_artifact(artifact_path)
+    check_example(artifact, build_predictor(artifact.spec, TorchEngine(artifact.network)))
+    name = name or artifact.spec.name
+    store.mkdir(parents=True, exist_ok=True)
+    target = store / f"{name}.mar"
+    with tempfile.NamedTemporaryFile(dir=store, prefix=f".{name}.", delete=False) as file:
+        try:
+            _write_zip(Path(file.name), sorted(_entries(artifact, name, version)))
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, target)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+    return target
+
+
+def _write_zip(path: Path, entries: list[Entry]) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in entries:
+            info = zipfile.ZipInfo(name, date_time=EPOCH)
+            info.create_system = 3  # Unix, whatever the machine, so that the bytes do not depend on it
+            info.external_attr = 0o644 << 16
+            archive.writestr(info, content)
+
+
+def _entries(artifact: Artifact, name: str, version: str) -> Iterator[Entry]:
+    spec = artifact.spec
+    yield "MAR-INF/MANIFEST.json", _manifest(spec, name, version)
+    yield "model-config.yaml", yaml.safe_dump(_model_config(spec)).encode()
+    yield from _tree(artifact.path, ARTIFACT_FOLDER, "*")
+    yield from _tree(_folder_of(segserve), "segserve", "*.py")
+    for module in ("__init__.py", "adapter.py"):
+        yield f"handlers/{module}", (_folder_of(handlers) / module).read_bytes()
+    handler = _handler_file(spec)
+    yield handler, (_folder_of(handlers) / handler).read_bytes()
+
+
+def _folder_of(package: object) -> Path:
+    return Path(str(package.__file__)).parent  # type: ignore[attr-defined]
+
+
+def _tree(folder: Path, prefix: str, pattern: str) -> Iterator[Entry]:
+    for path in folder.rglob(pattern):
+        if path.is_file():
+            yield f"{prefix}/{path.relative_to(folder).as_posix()}", path.read_bytes()
+
+
+def _handler_file(spec: ModelSpec) -> str:
+    return f"{spec.task}_handler.py"
+
+
+def _manifest(spec: ModelSpec, name: str, version: str) -> bytes:
+    manifest = {
+        "createdOn": "01/01/1980 00:00:00",
+        "runtime": "python",
+        "archiverVersion": "0.12.0",
+        "model": {
+            "modelName": name,
+            "modelVersion": version,
+            "handler": _handler_file(spec),
+            "configFile": "model-config.yaml",
+        },
+    }
+    return json.dumps(manifest, indent=1, sort_keys=True).encode()
+
+
+def _model_config(spec: ModelSpec) -> dict[str, int]:
+    return {
+        "minWorkers": spec.serving.workers,
+        "maxWorkers": spec.serving.workers,
+        "batchSize": spec.serving.batch_size,
+        "maxBatchDelay": spec.serving.max_batch_delay_ms,
+        "responseTimeout": RESPONSE_SECONDS,
+        "startupTimeout": STARTUP_SECONDS,
+    }

@@ -1,0 +1,101 @@
+"""Whether TorchServe is alive and its models ready, and if not, why."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from handlers.management import Management, VersionState
+from handlers.store import ServedModel
+
+START_GRACE_SECONDS = 120.0
+"""TorchServe unpacks every archive before its management API answers for the first time."""
+STALE_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    at: float
+    versions: tuple[VersionState, ...]
+
+
+class Health:
+    """Asks the management API in a thread of its own and remembers the last answer.
+
+    The ops port answers from memory, so a probe is quick even when Java hangs, and a scrape does not make TorchServe
+    start `nvidia-smi`, which it does for each worker it describes on a GPU.
+    """
+
+    def __init__(
+        self, models: tuple[ServedModel, ...], *, management: Management, is_running: Callable[[], bool]
+    ) -> None:
+        self.models = models
+        self.is_running = is_running
+        self.draining = False
+        self._management = management
+        self._names = tuple(dict.fromkeys(model.name for model in models))
+        self._started = time.monotonic()
+        self._snapshot: _Snapshot | None = None
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="health", daemon=True)
+
+    def start(self) -> None:
+        """Begin to ask."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop asking."""
+        self._closed.set()
+        self._thread.join(timeout=1)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The models' names, each once."""
+        return self._names
+
+    @property
+    def versions(self) -> tuple[VersionState, ...]:
+        """What TorchServe said last; empty if that was long ago."""
+        snapshot = self._snapshot
+        return snapshot.versions if snapshot and time.monotonic() - snapshot.at < STALE_SECONDS else ()
+
+    def is_alive(self) -> bool:
+        """Java runs and its management API answers, or may still be starting."""
+        if not self.is_running():
+            return False
+        snapshot = self._snapshot
+        now = time.monotonic()
+        if snapshot is None:
+            return now - self._started < START_GRACE_SECONDS
+        return now - snapshot.at < STALE_SECONDS
+
+    def refused(self) -> list[ServedModel]:
+        """Archives that TorchServe has read and not taken. It never tries them again."""
+        if self._snapshot is None:
+            return []
+        loaded = {(state.name, state.version) for state in self._snapshot.versions}
+        return [model for model in self.models if (model.name, model.version) not in loaded]
+
+    def reasons(self) -> list[str]:
+        """Why the service is not ready; empty if it is."""
+        if self.draining:
+            return ["the service is stopping"]
+        if not self.is_running():
+            return ["TorchServe is not running"]
+        if not self.versions:
+            return ["TorchServe does not answer"]
+        refused = [f"model {model}: TorchServe did not take {model.archive}" for model in self.refused()]
+        return refused + [_reason(state) for state in self.versions if not state.workers["ready"]]
+
+    def _watch(self) -> None:
+        while not self._closed.is_set():
+            with contextlib.suppress(OSError, ValueError):
+                versions = self._management.versions(self._names)
+                self._snapshot = _Snapshot(time.monotonic(), versions)
+            self._closed.wait(0.2 if self.reasons() else 2.0)
+
+
+def _reason(state: VersionState) -> str:
+    counts = ", ".join(f"{count} {name}" for name, count in state.workers.items())
+    return f"model {state.name} {state.version}: no worker is ready ({counts})"

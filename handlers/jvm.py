@@ -1,0 +1,77 @@
+"""TorchServe's Java process and everything it starts: from its first line of output to the end of its last worker."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+_LOG_LEVELS = ("INFO ", "WARN ", "ERROR ", "FATAL ")
+_TAIL_LINES = 40
+
+
+class Jvm:
+    """Java in a session and process group of its own, so that a Ctrl-C is the supervisor's to handle.
+
+    What the log configuration lets through is printed on standard error; what Java says besides (notes on missing GPU
+    tools, "Model server started.") is only kept for `tail`.
+    """
+
+    def __init__(self, command: Sequence[str], *, environment: Mapping[str, str], folder: Path) -> None:
+        self._process = subprocess.Popen(
+            command,
+            env=environment,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+        )
+        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._reader = threading.Thread(target=self._read, name="torchserve-log", daemon=True)
+        self._reader.start()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether Java has not ended."""
+        return self._process.poll() is None
+
+    @property
+    def tail(self) -> str:
+        """The last lines of output."""
+        return "\n".join(self._tail)
+
+    def stop(self, *, seconds: float) -> None:
+        """Ask Java to end; after `seconds`, and for what it leaves behind, end the whole process group."""
+        self._process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=seconds)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._reader.join(timeout=1)
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as output:
+            for raw in output:
+                line = raw.decode(errors="replace").rstrip()
+                self._tail.append(line)
+                if line.startswith(_LOG_LEVELS):
+                    with contextlib.suppress(OSError):
+                        print(line, file=sys.stderr, flush=True)
+
+
+def _die_with_parent() -> None:
+    """Let the kernel end Java when the supervisor was killed and ends nothing. The workers follow: their socket closes.
+
+    Runs between fork and exec, see prctl(2). The signal comes when the thread that started Java ends: the main thread.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

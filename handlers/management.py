@@ -1,0 +1,105 @@
+"""A client of TorchServe's management API: how many workers each model has, in which state, and what is queued."""
+
+import http.client
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, get_args
+from urllib.parse import quote
+
+from pydantic import BaseModel, Field, TypeAdapter
+
+from handlers.torchserve import LOOPBACK
+
+WorkerState = Literal["ready", "loading", "other"]
+WORKER_STATES: tuple[WorkerState, ...] = get_args(WorkerState)
+
+
+class _Worker(BaseModel):
+    status: str
+    pid: int
+
+    @property
+    def state(self) -> WorkerState:
+        """TorchServe only tells READY from the rest, and keeps a dead worker's pid until the next one starts."""
+        if self.status == "READY":
+            return "ready"
+        return "loading" if self.pid < 0 or is_alive(self.pid) else "other"
+
+
+class _Queue(BaseModel):
+    pending: int = Field(alias="pendingRequests")
+
+
+class _Description(BaseModel):
+    name: str = Field(alias="modelName")
+    version: str = Field(alias="modelVersion")
+    batch_delay_ms: int = Field(alias="maxBatchDelay")
+    workers: list[_Worker]
+    queue: _Queue = Field(alias="jobQueueStatus")
+
+
+_DESCRIPTIONS = TypeAdapter(list[_Description])
+
+
+@dataclass(frozen=True, kw_only=True)
+class VersionState:
+    """One version of one model, as TorchServe sees it."""
+
+    name: str
+    version: str
+    workers: dict[WorkerState, int]
+    pending: int
+    batch_delay_seconds: float
+    """How long TorchServe may hold the first request of a batch back to fill the batch."""
+
+
+class Management:
+    """The management API on loopback. Each question waits `timeout` seconds for its answer at most."""
+
+    def __init__(self, port: int, *, timeout: float) -> None:
+        self.port = port
+        self.timeout = timeout
+
+    def versions(self, names: Iterable[str]) -> tuple[VersionState, ...]:
+        """Every loaded version of these models; a model that TorchServe does not know is absent.
+
+        Raises:
+            OSError: TorchServe did not answer.
+            ValueError: it answered something else.
+        """
+        connection = http.client.HTTPConnection(LOOPBACK, self.port, timeout=self.timeout)
+        try:
+            return tuple(state for name in names for state in self._model_versions(connection, name))
+        except http.client.HTTPException as error:
+            raise ValueError(f"the management API answered no HTTP: {error!r}") from error
+        finally:
+            connection.close()
+
+    def _model_versions(self, connection: http.client.HTTPConnection, name: str) -> list[VersionState]:
+        connection.request("GET", f"/models/{quote(name, safe='')}/all")
+        answer = connection.getresponse()
+        body = answer.read()
+        return [_state(found) for found in _DESCRIPTIONS.validate_json(body)] if answer.status == 200 else []
+
+
+def _state(found: _Description) -> VersionState:
+    states = [worker.state for worker in found.workers]
+    return VersionState(
+        name=found.name,
+        version=found.version,
+        workers={state: states.count(state) for state in WORKER_STATES},
+        pending=found.queue.pending,
+        batch_delay_seconds=found.batch_delay_ms / 1000,
+    )
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this number exists, whoever owns it."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

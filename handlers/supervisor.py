@@ -1,0 +1,201 @@
+"""`segserve serve`: starts TorchServe, watches it, answers the ops port, and stops it without losing a request."""
+
+import contextlib
+import errno
+import os
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from handlers import torchserve
+from handlers.drain import Drain
+from handlers.exposition import Scrape, SupervisorMetrics, TorchServeMetrics, WorkerMetrics
+from handlers.health import Health
+from handlers.jvm import Jvm
+from handlers.management import Management
+from handlers.ops import OpsServer
+from handlers.settings import ServeSettings
+from handlers.signals import StopSignals
+from handlers.store import ServedModel, served_models
+from handlers.torchserve import LOOPBACK, RunFolder, ServeError
+
+__all__ = ["ServeSettings", "serve"]
+
+STOP_SECONDS = 10.0
+"""For TorchServe's own end, when nothing is in flight any more."""
+WATCH_SECONDS = 0.2
+MANAGEMENT_TIMEOUT_SECONDS = 5.0
+SCRAPE_TIMEOUT_SECONDS = 0.5
+_LONGEST_FOLDER = 80
+"""Characters. A socket's path may have 107, and TorchServe appends its own name."""
+
+
+def serve(settings: ServeSettings) -> int:
+    """Serve until a stop signal comes; runs in the main thread.
+
+    Returns:
+        0 after an orderly stop; 1 when a port is taken, a model could not be loaded or TorchServe died.
+
+    Raises:
+        ValueError: the store or an archive is not as expected.
+    """
+    models = served_models(settings)
+    try:
+        with StopSignals() as signals, _run_folder() as folder:
+            _Service(settings, models, folder=folder, signals=signals).run()
+    except ServeError as error:
+        print(f"segserve: {error}", file=sys.stderr, flush=True)
+        return 1
+    _say("stopped")
+    return 0
+
+
+class _Service:
+    """One life of the service."""
+
+    def __init__(
+        self, settings: ServeSettings, models: tuple[ServedModel, ...], *, folder: RunFolder, signals: StopSignals
+    ) -> None:
+        self.settings = settings
+        self.models = models
+        self.folder = folder
+        self.signals = signals
+        self.metrics_port = torchserve.free_port()
+        self.began = time.monotonic()
+
+    def run(self) -> None:
+        """Start, watch, drain, stop."""
+        self._check_ports()
+        with self._torchserve() as jvm, self._health(jvm) as health, self._ops(health):
+            if not self._until_ready(jvm, health):
+                return
+            self._announce()
+            self._until_signal(jvm)
+            _say("draining")
+            drain = Drain(self.settings, health=health, folder=self.folder, signals=self.signals)
+            if not drain.run():
+                _say("the drain was cut short; requests may have been lost")
+            self._check_running(jvm)
+
+    def _check_ports(self) -> None:
+        settings = self.settings
+        for option, host, port in (
+            ("--inference-port", settings.host, settings.inference_port),
+            ("--management-port", LOOPBACK, settings.management_port),
+            ("--ops-port", settings.host, settings.ops_port),
+        ):
+            with _listening(option, host, port):
+                socket.create_server((host, port)).close()
+
+    @contextlib.contextmanager
+    def _torchserve(self) -> Iterator[Jvm]:
+        """Started before any thread is, because a copy of a threaded process must not do much between fork and exec."""
+        java = torchserve.find_java(os.environ)
+        self.folder.properties.write_text(torchserve.properties_text(self.settings, metrics_port=self.metrics_port))
+        names = ", ".join(str(model) for model in self.models)
+        _say(f"starting TorchServe {torchserve.version()} on Java {java.version} with {names}")
+        jvm = Jvm(
+            torchserve.command(self.settings, self.models, folder=self.folder, java=java),
+            environment=torchserve.environment(os.environ, folder=self.folder),
+            folder=self.folder.root,
+        )
+        try:
+            yield jvm
+        finally:
+            jvm.stop(seconds=STOP_SECONDS)
+
+    @contextlib.contextmanager
+    def _health(self, jvm: Jvm) -> Iterator[Health]:
+        management = Management(self.settings.management_port, timeout=MANAGEMENT_TIMEOUT_SECONDS)
+        health = Health(self.models, management=management, is_running=lambda: jvm.is_running)
+        health.start()
+        try:
+            yield health
+        finally:
+            health.close()
+
+    @contextlib.contextmanager
+    def _ops(self, health: Health) -> Iterator[None]:
+        settings = self.settings
+        scrape = Scrape(
+            SupervisorMetrics(health),
+            WorkerMetrics(self.folder.metrics),
+            TorchServeMetrics(self.metrics_port, timeout=SCRAPE_TIMEOUT_SECONDS),
+        )
+        with _listening("--ops-port", settings.host, settings.ops_port):
+            server = OpsServer(settings.host, settings.ops_port, health=health, metrics=scrape)
+        server.start()
+        try:
+            yield
+        finally:
+            server.close()
+
+    def _until_ready(self, jvm: Jvm, health: Health) -> bool:
+        """Wait for the models; False if a stop signal came first. TorchServe itself would try for ever."""
+        while reasons := health.reasons():
+            if self.signals.wait(WATCH_SECONDS):
+                return False
+            self._check_running(jvm)
+            for model in health.refused():
+                raise ServeError(_with_tail(f"TorchServe did not take the archive {model.archive} ({model})", jvm))
+            if time.monotonic() - self.began > self.settings.start_seconds:
+                bound = self.settings.start_seconds
+                late = f"expected every model to be ready within {bound:g} s, but {'; '.join(reasons)}"
+                raise ServeError(_with_tail(late, jvm))
+        return True
+
+    def _until_signal(self, jvm: Jvm) -> None:
+        while not self.signals.wait(WATCH_SECONDS):
+            self._check_running(jvm)
+
+    def _check_running(self, jvm: Jvm) -> None:
+        if not jvm.is_running:
+            raise ServeError(_with_tail("TorchServe ended by itself", jvm))
+
+    def _announce(self) -> None:
+        seconds = time.monotonic() - self.began
+        host = self.settings.reachable_host
+        for model in self.models:
+            url = f"http://{host}:{self.settings.inference_port}/predictions/{model.name}"
+            _say(f"ready in {seconds:.1f} s: {model} -> {url}")
+        _say(f"ops http://{host}:{self.settings.ops_port}/metrics")
+
+
+@contextlib.contextmanager
+def _run_folder() -> Iterator[RunFolder]:
+    root = Path(tempfile.mkdtemp(prefix="segserve-"))
+    try:
+        if len(str(root)) > _LONGEST_FOLDER:
+            raise ServeError(
+                f"expected a temporary folder with a path of at most {_LONGEST_FOLDER} characters for sockets, "
+                f"but got {root}: set TMPDIR to a shorter one"
+            )
+        folder = RunFolder(root)
+        folder.make()
+        yield folder
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _listening(option: str, host: str, port: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno and error.errno in errno.errorcode else error
+        raise ServeError(
+            f"expected port {port} of {host} to be free, but got: {reason}; "
+            f"stop what listens there, or choose another with {option}"
+        ) from error
+
+
+def _with_tail(sentence: str, jvm: Jvm) -> str:
+    return f"{sentence}; its last lines were:\n{jvm.tail}"
+
+
+def _say(line: str) -> None:
+    print(f"segserve: {line}", flush=True)

