@@ -1,0 +1,87 @@
+"""What several test files share: the seed, tiny specs and artifacts, and where the real data lies."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from segserve.artifact import Artifact, save_artifact
+from segserve.networks import build_network
+from segserve.spec import ClassSpec, ModelSpec, NetworkSpec, PreprocessSpec, Provenance, Task
+
+SHARED_DATA = Path(__file__).resolve().parents[1] / "../shared/data"
+
+CLASSES = tuple(
+    ClassSpec(id=index, name=name, color=color)
+    for index, (name, color) in enumerate(
+        [("sky", (70, 130, 180)), ("road", (128, 64, 128)), ("tree", (107, 142, 35)), ("car", (0, 0, 142))]
+    )
+)
+
+
+def tiny_spec(task: Task) -> ModelSpec:
+    return ModelSpec(
+        name=f"tiny-{task}",
+        task=task,
+        network=NetworkSpec(encoder="resnet18"),
+        classes=CLASSES,
+        preprocess=PreprocessSpec(working_side=64, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+        provenance=Provenance(data_digest="none", recipe={}, commit="none", seed=0, scores={}),
+    )
+
+
+def _tiny_artifact(path: Path, task: Task) -> Artifact:
+    """Random weights; one step in training mode gives batch norm statistics that fit them, so that answers vary."""
+    torch.manual_seed(0)
+    spec = tiny_spec(task)
+    network = build_network(spec.network, task=task, num_classes=spec.num_classes)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        network(torch.randn(8, 3, 64, 64))
+    return save_artifact(path, spec, network, example_HWC=random_image(48, 64))
+
+
+def random_image(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+    """RGB noise, (height, width, 3)."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+    np.random.seed(0)
+
+
+@pytest.fixture
+def spec() -> ModelSpec:
+    return tiny_spec("segmentation")
+
+
+@pytest.fixture
+def labels_spec() -> ModelSpec:
+    return tiny_spec("classification")
+
+
+@pytest.fixture(scope="session")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """A segmentation artifact on disk: UNet on resnet18, 4 classes, random but seeded weights."""
+    return _tiny_artifact(tmp_path_factory.mktemp("artifacts") / "segmentation", "segmentation")
+
+
+@pytest.fixture(scope="session")
+def labels_artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """The same for classification."""
+    return _tiny_artifact(tmp_path_factory.mktemp("artifacts") / "classification", "classification")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The real data sets beside the repository."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"the shared data sets are not here ({SHARED_DATA})")
+    return SHARED_DATA

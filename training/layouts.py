@@ -1,0 +1,233 @@
+"""Data sets on disk: which images there are, and what is true of each, without looking at a pixel.
+
+Three layouts (the contract, section 3): images with masks, a folder a class, images with a table of labels.
+"""
+
+import csv
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from segserve.settings import explain
+from segserve.spec import ClassSpec, Color, Task
+
+SPLITS = ("train", "val", "test")
+CLASSES, LABELS = "classes.json", "labels.csv"
+LABEL_COLUMNS = ("split", "stem", "label")
+
+PALETTE: tuple[Color, ...] = (
+    (76, 120, 168),
+    (245, 133, 24),
+    (84, 162, 75),
+    (228, 87, 86),
+    (114, 183, 178),
+    (238, 202, 59),
+    (178, 121, 162),
+    (157, 117, 93),
+    (255, 157, 166),
+    (186, 176, 172),
+)
+"""Colours, in turn, of classes that come without one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One image and what is true of it."""
+
+    image: Path
+    truth: Path | int
+    """Its mask's file, or its class index."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """What a data set contains, without any pixels."""
+
+    root: Path
+    task: Task
+    classes: tuple[ClassSpec, ...]
+    ignore_index: int | None
+    splits: dict[str, tuple[Sample, ...]]
+    """Only those that exist."""
+    complaints: tuple[str, ...]
+    """What is wrong with its files' names and tables; `training.data.check_dataset` looks at the pixels, too."""
+
+    def split(self, name: str) -> tuple[Sample, ...]:
+        """The samples of a split, which must exist."""
+        if not self.splits.get(name):
+            known = ", ".join(self.splits) or "none"
+            raise ValueError(f"expected {self.root} to have images in split {name!r}, but it has {known}: add them")
+        return self.splits[name]
+
+
+@dataclass
+class _Reading:
+    """What has been found so far while a data set is read."""
+
+    root: Path
+    splits: dict[str, tuple[Sample, ...]] = field(default_factory=dict)
+    complaints: list[str] = field(default_factory=list)
+
+    def complain(self, path: Path, sentence: str) -> None:
+        self.complaints.append(f"{path.relative_to(self.root)}: {sentence}")
+
+
+class _ClassEntry(BaseModel):
+    id: int
+    name: str
+    color: Color | None = None
+
+
+class _ClassTable(BaseModel):
+    """`classes.json`; keys that are not ours are notes and left alone."""
+
+    classes: list[_ClassEntry]
+    ignore_index: int | None = None
+
+
+def detect_task(root: Path) -> Task:
+    """`segmentation` where there are masks, `classification` where there are labels or class folders."""
+    if (root / "masks").is_dir():
+        return "segmentation"
+    if (root / LABELS).is_file() or any((root / split).is_dir() for split in SPLITS):
+        return "classification"
+    raise ValueError(
+        f"expected {root} to be a data set, but it has neither masks/, nor {LABELS}, nor train/ with a folder a class: "
+        "see the layouts in the documentation"
+    )
+
+
+def open_dataset(root: Path, task: Task) -> Dataset:
+    """Find a data set's classes and samples.
+
+    Raises:
+        ValueError: there is no data set of this kind; lesser faults are in the result's `complaints`.
+    """
+    if not root.is_dir():
+        raise ValueError(f"expected a data set, but {root} is not a folder: correct data.root")
+    reading, ignore_index = _Reading(root), None
+    if task == "segmentation":
+        classes, ignore_index = _read_classes(root)
+        _read_masked(reading)
+    elif (root / LABELS).is_file():
+        classes = _read_labelled(reading)
+    else:
+        classes, _ = _read_classes(root)
+        _read_class_folders(reading, classes)
+    return Dataset(
+        root=root,
+        task=task,
+        classes=classes,
+        ignore_index=ignore_index,
+        splits=reading.splits,
+        complaints=tuple(reading.complaints),
+    )
+
+
+def _read_classes(root: Path) -> tuple[tuple[ClassSpec, ...], int | None]:
+    path = root / CLASSES
+    if not path.is_file():
+        raise ValueError(f"expected {path}, which names the classes, but it is missing: write it")
+    try:
+        table = _ClassTable.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ValueError(f"{path}: {explain(error)}") from None
+    entries = sorted(table.classes, key=lambda entry: entry.id)
+    if [entry.id for entry in entries] != list(range(len(entries))):
+        raise ValueError(f"{path}: expected class ids 0, 1, 2 and so on, but got {[entry.id for entry in entries]}")
+    return _classes((entry.name for entry in entries), [entry.color for entry in entries]), table.ignore_index
+
+
+def _classes(names: Iterable[str], colors: Sequence[Color | None] = ()) -> tuple[ClassSpec, ...]:
+    specs = []
+    for index, name in enumerate(names):
+        color = colors[index] if colors else None
+        specs.append(ClassSpec(id=index, name=name, color=color or PALETTE[index % len(PALETTE)]))
+    return tuple(specs)
+
+
+def _files(folder: Path) -> list[Path]:
+    """Its files in order, hidden ones left out."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+
+
+def _by_stem(reading: _Reading, folder: Path) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in _files(folder):
+        if path.stem in found:
+            reading.complain(path, f"expected names that differ, but {found[path.stem].name} is there too: remove one")
+        found.setdefault(path.stem, path)
+    return found
+
+
+def _read_masked(reading: _Reading) -> None:
+    for split in SPLITS:
+        image_folder, mask_folder = reading.root / "images" / split, reading.root / "masks" / split
+        images, masks = _by_stem(reading, image_folder), _by_stem(reading, mask_folder)
+        for stem in sorted(images.keys() - masks.keys()):
+            reading.complain(images[stem], f"expected a mask masks/{split}/{stem}.png, but there is none")
+        for stem in sorted(masks.keys() - images.keys()):
+            reading.complain(masks[stem], f"expected an image images/{split}/{stem}.*, but there is none")
+        if image_folder.is_dir() or mask_folder.is_dir():
+            stems = sorted(images.keys() & masks.keys())
+            reading.splits[split] = tuple(Sample(image=images[stem], truth=masks[stem]) for stem in stems)
+
+
+def _read_class_folders(reading: _Reading, classes: tuple[ClassSpec, ...]) -> None:
+    indices = {entry.name: entry.id for entry in classes}
+    for split in SPLITS:
+        folder = reading.root / split
+        if not folder.is_dir():
+            continue
+        for child in sorted(folder.iterdir()):
+            if child.name not in indices and not child.name.startswith("."):
+                reading.complain(child, f"expected a folder named after a class in {CLASSES}: rename or remove it")
+        paths = [(path, index) for name, index in indices.items() for path in _files(folder / name)]
+        reading.splits[split] = tuple(Sample(image=path, truth=index) for path, index in paths)
+
+
+def _read_labelled(reading: _Reading) -> tuple[ClassSpec, ...]:
+    rows = list(_label_rows(reading.root / LABELS))
+    names = _label_names(reading.root / LABELS, rows)
+    indices = {name: index for index, name in enumerate(names)}
+    for split in SPLITS:
+        images = _by_stem(reading, reading.root / "images" / split)
+        labels = {row["stem"]: indices[row["label"]] for row in rows if row["split"] == split}
+        for stem in sorted(labels.keys() - images.keys()):
+            reading.complaints.append(f"{LABELS}: expected an image images/{split}/{stem}.*, but there is none")
+        for stem in sorted(images.keys() - labels.keys()):
+            reading.complain(images[stem], f"expected a row for {split},{stem} in {LABELS}, but there is none")
+        if images or labels:
+            stems = sorted(images.keys() & labels.keys())
+            reading.splits[split] = tuple(Sample(image=images[stem], truth=labels[stem]) for stem in stems)
+    return _classes(names)
+
+
+def _label_rows(path: Path) -> Iterator[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        missing = set(LABEL_COLUMNS) - set(reader.fieldnames or ())
+        if missing:
+            raise ValueError(
+                f"{path}: expected the columns {', '.join(LABEL_COLUMNS)}, but {sorted(missing)} is missing"
+            )
+        yield from reader
+
+
+def _label_names(path: Path, rows: Sequence[dict[str, str]]) -> list[str]:
+    """The class names: in the order of `label_id` where the table has it, else sorted."""
+    pairs = {(row.get("label_id"), row["label"]) for row in rows}
+    names = Counter(name for _, name in pairs)
+    try:
+        ordered = sorted(pairs, key=lambda pair: (int(pair[0]) if pair[0] is not None else 0, pair[1]))
+    except ValueError as error:
+        raise ValueError(f"{path}: expected whole numbers in label_id: {error}") from None
+    double = sorted(name for name, count in names.items() if count > 1)
+    if double:
+        raise ValueError(f"{path}: expected one label_id for each label, but {double} have several: correct them")
+    return [name for _, name in ordered]

@@ -1,0 +1,139 @@
+"""A run is the folder a training writes: its recipe, its log, its last checkpoint and, at the end, what it reached.
+
+`scores.json` is written last, so that a run which has it is finished.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field, ValidationError
+from torch import Tensor
+
+from segserve.settings import Settings, explain
+from segserve.spec import ModelSpec
+from training.config import Recipe
+
+RECIPE, LOG, CHECKPOINT, SCORES = "recipe.json", "log.jsonl", "checkpoint.pt", "scores.json"
+CLASSES, CURVES, SAMPLES, EXAMPLE = "classes.csv", "curves.png", "samples.png", "example.png"
+
+
+class EpochLog(Settings):
+    """One line of the log."""
+
+    epoch: int
+    """Counts from 1."""
+    loss: float
+    """Mean over the epoch's steps."""
+    learning_rate: float
+    """Of the epoch's last step."""
+    seconds: float
+    """Of the training alone."""
+    scores: dict[str, float] = Field(default_factory=dict)
+    """On the val split, in the epochs that were scored."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """All that a training needs to go on as if it had never stopped."""
+
+    spec: ModelSpec
+    history: tuple[EpochLog, ...]
+    """One entry for each epoch done."""
+    network: Mapping[str, Tensor]
+    averaged: Mapping[str, Tensor]
+    """The moving average of the weights and buffers: the result."""
+    num_averaged: int
+    optimizer: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's folder, which need not exist yet."""
+
+    path: Path
+
+    @property
+    def is_finished(self) -> bool:
+        return (self.path / SCORES).is_file()
+
+    def check_recipe(self, recipe: Recipe) -> None:
+        """Refuse, by a ValueError that names the keys, to go on with a recipe other than the one the run began with."""
+        path = self.path / RECIPE
+        if not path.is_file():
+            return
+        began, given = _flat(json.loads(path.read_text())), _flat(recipe.model_dump(mode="json"))
+        changed = [
+            f"{key} = {given.get(key)!r} (was {began.get(key)!r})"
+            for key in sorted(began.keys() | given.keys())
+            if began.get(key) != given.get(key)
+        ]
+        if changed:
+            raise ValueError(
+                f"expected the recipe that {self.path} began with, but now {', '.join(changed)}: "
+                "give the run another name, or delete its folder to begin again"
+            )
+
+    def begin(self, recipe: Recipe) -> None:
+        """Make the folder and write the recipe."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.write(RECIPE, recipe.model_dump_json(indent=1) + "\n")
+
+    def write(self, name: str, content: str | bytes) -> None:
+        """Write a file so that it is there whole or not at all."""
+        temporary = self.path / f".{name}.tmp"
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(temporary, self.path / name)
+
+    def write_log(self, history: Sequence[EpochLog]) -> None:
+        """One JSON line an epoch."""
+        self.write(LOG, "".join(entry.model_dump_json() + "\n" for entry in history))
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Replace the last checkpoint; an interruption leaves that one in place."""
+        table = {
+            **vars(checkpoint),
+            "spec": checkpoint.spec.model_dump_json(),
+            "history": [entry.model_dump_json() for entry in checkpoint.history],
+        }
+        temporary = self.path / f".{CHECKPOINT}.tmp"
+        torch.save(table, temporary)
+        os.replace(temporary, self.path / CHECKPOINT)
+
+    def load(self) -> Checkpoint | None:
+        """The last checkpoint, on the CPU; None where there is none yet. No pickled code is run."""
+        path = self.path / CHECKPOINT
+        if not path.is_file():
+            return None
+        table = torch.load(path, map_location="cpu", weights_only=True)
+        table["spec"] = ModelSpec.model_validate_json(table["spec"])
+        table["history"] = tuple(EpochLog.model_validate_json(line) for line in table["history"])
+        return Checkpoint(**table)
+
+    def recipe(self) -> Recipe:
+        """The recipe the run began with."""
+        path = self.path / RECIPE
+        try:
+            return Recipe.model_validate_json(path.read_bytes())
+        except OSError:
+            raise ValueError(
+                f"expected a run, but {self.path} has no {RECIPE}: make one with `segserve train`"
+            ) from None
+        except ValidationError as error:
+            raise ValueError(f"{path}: {explain(error)}") from None
+
+
+def _flat(table: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(_leaves(table, ""))
+
+
+def _leaves(table: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
