@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import zipfile
@@ -100,6 +101,7 @@ class Service:
         return f"http://127.0.0.1:{self.settings.inference_port}/predictions/{model}"
 
     def ready(self) -> httpx.Response | None:
+        assert self.process.poll() is None, self.text()
         try:
             return httpx.get(f"{self.ops}/ready")
         except httpx.TransportError:
@@ -179,13 +181,17 @@ def serving(
         service.reader.join(timeout=5)
 
 
+@contextmanager
+def short_folder() -> Iterator[Path]:
+    """A temporary folder for sockets, whose paths must be short; pytest's own are long."""
+    with tempfile.TemporaryDirectory(prefix="sst-", dir="/tmp", ignore_cleanup_errors=True) as path:
+        yield Path(path)
+
+
 @pytest.fixture
 def temporary() -> Iterator[Path]:
-    """Short, because it holds sockets."""
-    path = Path("/tmp", f"sst-{os.getpid()}-{time.monotonic_ns() % 10**6}")
-    path.mkdir()
-    yield path
-    shutil.rmtree(path)
+    with short_folder() as path:
+        yield path
 
 
 @dataclass(frozen=True)
@@ -277,12 +283,10 @@ def two_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     store = tmp_path_factory.mktemp("served") / "store"
     write_toy_archive(store, name="toy")
     write_toy_archive(store, name="other-toy", version="2.1")
-    temporary = Path(f"/tmp/sst-{os.getpid()}-two")
-    temporary.mkdir()
-    with serving(store, temporary=temporary, environment={"TS_CONFIG_FILE": "/nowhere"}) as service:
+    environment = {"TS_CONFIG_FILE": "/nowhere", "PYTHONPATH": "/nowhere"}
+    with short_folder() as temporary, serving(store, temporary=temporary, environment=environment) as service:
         service.wait_ready()
         yield service
-    shutil.rmtree(temporary)
 
 
 def test_models_are_announced_and_answer(two_models: Service) -> None:
