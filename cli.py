@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, get_args
 from pydantic import ValidationError
 
 from segserve.settings import explain
-from segserve.tta import Plan
+from segserve.spec import Plan
 
 if TYPE_CHECKING:
     from segserve.artifact import Artifact

@@ -27,7 +27,7 @@ from training.synthetic import write_classification_set, write_segmentation_set
 ROOT = Path("runs/demo")
 DATA, ARTIFACTS, STORE = ROOT / "data", ROOT / "artifacts", ROOT / "model_store"
 SEGMENTATION, CLASSIFICATION = "demo-segmentation", "demo-classification"
-RECIPES = Path(__file__).parent / "training" / "recipes"
+RECIPES = Path("training/recipes")
 
 
 def main() -> int:
@@ -49,15 +49,18 @@ def main() -> int:
         addresses = _serve_and_ask()
     _draw_picture()
     report = {
-        "scores": {
-            name: json.loads(Path(f"runs/{name}/scores.json").read_text()) for name in (SEGMENTATION, CLASSIFICATION)
-        },
+        "scores": {name: _scores(name) for name in (SEGMENTATION, CLASSIFICATION)},
         "addresses": addresses,
         "seconds": {**seconds, "total": round(time.monotonic() - started, 1)},
     }
     (ROOT / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     _summary(report)
     return 0
+
+
+def _scores(name: str) -> dict[str, float]:
+    scores: dict[str, float] = json.loads(Path(f"runs/{name}/scores.json").read_text())["scores"]
+    return scores
 
 
 @contextmanager
@@ -70,7 +73,9 @@ def _step(name: str, seconds: dict[str, float]) -> Iterator[None]:
 
 def _segserve(*arguments: str) -> None:
     print(f"$ segserve {' '.join(arguments)}", flush=True)
-    subprocess.run([sys.executable, "-m", "cli", *arguments], check=True)
+    code = subprocess.run([sys.executable, "-m", "cli", *arguments], check=False).returncode
+    if code:
+        sys.exit(f"demo: expected `segserve {arguments[0]}` to succeed, but it ended with exit code {code}")
 
 
 def _serve_and_ask() -> list[str]:

@@ -205,9 +205,14 @@ def _check_head(response: FastResponse, accept: str) -> None:
 
 
 @events.init.add_listener
-def set_clock(**_: object) -> None:
-    """Let the run time begin now. Timers count from gevent's own clock, which stood still during the imports."""
+def prepare(environment: Environment, **_: object) -> None:
+    """Let the run time begin now, and let what is in flight at its end be answered and judged, too.
+
+    Timers count from gevent's own clock, which stood still during the imports. Without a stop timeout, locust drops
+    the requests that are still waiting: those a hanging service never answers would not count as failures.
+    """
     gevent.get_hub().loop.update_now()
+    environment.stop_timeout = environment.stop_timeout or Client.connection_timeout + Client.network_timeout
 
 
 @events.quitting.add_listener

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from segserve.problem import Problem
 from segserve.settings import Settings, explain
-from segserve.tta import Aggregate, Plan
+from segserve.spec import Aggregate, Plan
 
 OPTION_HEADER = "x-segserve-"
 

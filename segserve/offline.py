@@ -11,7 +11,7 @@ from segserve.codec import decode_image
 from segserve.predictor import Prediction, Predictor, Query
 from segserve.problem import Problem
 from segserve.render import Asked, render
-from segserve.tta import Plan
+from segserve.spec import Plan
 
 MODEL_VERSION = "offline"
 

@@ -28,8 +28,8 @@ from segserve.preprocess import (
     upright_bands,
     working_size,
 )
-from segserve.spec import ModelSpec
-from segserve.tta import PLANS, Aggregate, Plan
+from segserve.spec import Aggregate, ModelSpec, Plan
+from segserve.tta import PLANS
 
 MAX_FORWARD_PIXELS = 8 * 512 * 512
 """Most pixels in one forward pass; a larger group runs in several."""

@@ -12,6 +12,10 @@ from segserve.settings import Settings
 
 Task = Literal["segmentation", "classification"]
 EncoderName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d", "mobilenet_v3_large"]
+Plan = Literal["none", "hflip", "flips", "d4", "multiscale", "multiscale-hflip"]
+"""Views of test-time augmentation, see `segserve.tta`."""
+Aggregate = Literal["mean", "logits", "max", "vote"]
+"""How the views' answers are joined, see `segserve.tta`."""
 Color = tuple[int, int, int]
 
 MAX_CLASSES = 255

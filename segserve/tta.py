@@ -9,16 +9,14 @@ Dimensions: V views, K classes, H, W; `...` stands for H, W (masks) or nothing (
 import math
 from dataclasses import dataclass
 from itertools import product
-from typing import Literal, assert_never
+from typing import assert_never
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from segserve.preprocess import Size
-
-Plan = Literal["none", "hflip", "flips", "d4", "multiscale", "multiscale-hflip"]
-Aggregate = Literal["mean", "logits", "max", "vote"]
+from segserve.spec import Aggregate, Plan
 
 SCALES = (1.0, 0.75, 1.25)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from segserve.artifact import Artifact, save_artifact
 from segserve.networks import build_network
@@ -20,6 +20,8 @@ CLASSES = tuple(
         [("sky", (70, 130, 180)), ("road", (128, 64, 128)), ("tree", (107, 142, 35)), ("car", (0, 0, 142))]
     )
 )
+
+TOY_WEIGHTS_KC = np.random.default_rng(1).normal(size=(4, 3)).astype(np.float32)
 
 
 def tiny_spec(task: Task) -> ModelSpec:
@@ -49,6 +51,35 @@ def _tiny_artifact(path: Path, task: Task) -> Artifact:
 def random_image(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
     """RGB noise, (height, width, 3)."""
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+class ToyEngine:
+    """Classifies each pixel by its colour alone; remembers the shapes it was called with."""
+
+    name = "toy"
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __call__(self, images_BCHW: Tensor) -> Tensor:
+        assert images_BCHW.dtype == torch.float32
+        self.shapes.append(tuple(images_BCHW.shape))
+        return torch.einsum("kc,bchw->bkhw", torch.from_numpy(TOY_WEIGHTS_KC), images_BCHW)
+
+
+class ToyLabelsEngine(ToyEngine):
+    """Classifies an image by its mean colour."""
+
+    def __call__(self, images_BCHW: Tensor) -> Tensor:
+        return super().__call__(images_BCHW).mean(dim=(-2, -1))
+
+
+def expected_probs(image_HWC: NDArray[np.uint8], spec: ModelSpec) -> NDArray[np.float64]:
+    """What the toy says of an image that is not resized, (H, W, K)."""
+    normalised_HWC = (image_HWC / 255 - spec.preprocess.mean) / spec.preprocess.std
+    powers_HWK = np.exp(normalised_HWC @ TOY_WEIGHTS_KC.T)
+    return powers_HWK / powers_HWK.sum(axis=-1, keepdims=True)
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -31,6 +32,7 @@ class StubHandler(BaseHTTPRequestHandler):
         upload = self.rfile.read(int(self.headers["Content-Length"]))
         accept, model = self.headers["Accept"], self.path.removeprefix("/predictions/")
         self.server.seen.add((model, accept, self.headers["X-Segserve-Tta"]))
+        time.sleep(self.server.delay_seconds)
         body = self.server.garbage or right_answer(upload, accept=accept, model=model)
         self.send_response(200)
         self.send_header("Content-Type", accept)
@@ -45,6 +47,7 @@ class StubHandler(BaseHTTPRequestHandler):
 class StubServer(ThreadingHTTPServer):
     daemon_threads = True
     garbage: ClassVar[bytes] = b""
+    delay_seconds: ClassVar[float] = 0
     seen: ClassVar[set[tuple[str, str, str]]]
 
 
@@ -63,9 +66,9 @@ def right_answer(upload: bytes, *, accept: str, model: str) -> bytes:
 
 
 @contextmanager
-def stub_server(garbage: bytes = b"") -> Iterator[StubServer]:
+def stub_server(garbage: bytes = b"", delay_seconds: float = 0) -> Iterator[StubServer]:
     with StubServer(("127.0.0.1", 0), StubHandler) as server:
-        server.garbage, server.seen = garbage, set()
+        server.garbage, server.delay_seconds, server.seen = garbage, delay_seconds, set()
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
         yield server
@@ -115,6 +118,14 @@ def test_slow_answers_end_with_1() -> None:
     assert done.returncode == 1
     assert "expected 95 % of the answers within 0.001 ms" in done.stdout
     assert "requests failed" not in done.stdout
+
+
+def test_what_is_in_flight_at_the_end_is_judged() -> None:
+    """Every answer here comes after the end of the run time, and every one is wrong."""
+    with stub_server(garbage=b"garbage", delay_seconds=3) as server:
+        done = run_locust(server, seconds=1)
+    assert done.returncode == 1
+    assert "4 of 4 requests failed" in done.stdout
 
 
 def test_an_unreachable_service_ends_with_1() -> None:

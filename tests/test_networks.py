@@ -65,14 +65,25 @@ def save_state(state: dict[str, Tensor], path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("encoder", ["resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d"])
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    """For tests that do not change it."""
+    return Encoder("resnet18")
+
+
+@pytest.fixture(scope="module", params=["resnet18", "mobilenet_v3_large"])
+def unet(request: pytest.FixtureRequest) -> UNet:
+    return UNet(request.param, num_classes=4).eval()
+
+
+@pytest.mark.parametrize("encoder_name", ["resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d"])
 @torch.no_grad()
-def test_unet_equals_segmentation_models_pytorch(encoder: EncoderName) -> None:
+def test_unet_equals_segmentation_models_pytorch(encoder_name: EncoderName) -> None:
     import segmentation_models_pytorch as smp
 
-    theirs = smp.Unet(encoder_name=encoder, encoder_weights=None, classes=5).eval()
+    theirs = smp.Unet(encoder_name=encoder_name, encoder_weights=None, classes=5).eval()
     randomise_batch_norm(theirs)
-    ours = UNet(encoder, num_classes=5).eval()
+    ours = UNet(encoder_name, num_classes=5).eval()
     ours.load_state_dict({our_name(name): tensor for name, tensor in theirs.state_dict().items()})
     for size in ((64, 64), (96, 128)):
         images_BCHW = torch.randn(2, 3, *size)
@@ -97,10 +108,9 @@ def test_encoder_features_equal_torchvisions(name: EncoderName, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (50, 1), (33, 47), (32, 31), (64, 64), (129, 65)])
-@pytest.mark.parametrize("encoder", ["resnet18", "mobilenet_v3_large"])
 @torch.no_grad()
-def test_unet_answers_at_the_size_of_its_input(encoder: EncoderName, size: tuple[int, int]) -> None:
-    logits_BKHW = UNet(encoder, num_classes=4).eval()(torch.randn(2, 3, *size))
+def test_unet_answers_at_the_size_of_its_input(unet: UNet, size: tuple[int, int]) -> None:
+    logits_BKHW = unet(torch.randn(2, 3, *size))
     assert logits_BKHW.shape == (2, 4, *size)
     assert logits_BKHW.isfinite().all()
 
@@ -111,10 +121,10 @@ def test_classifier_takes_images_of_any_size(size: tuple[int, int]) -> None:
     assert Classifier("resnet18", num_classes=4).eval()(torch.randn(2, 3, *size)).shape == (2, 4)
 
 
-@pytest.mark.parametrize("encoder", ["resnet18", "mobilenet_v3_large"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_large"])
 @pytest.mark.parametrize("kind", [UNet, Classifier])
-def test_gradients_reach_every_parameter(kind: type[UNet | Classifier], encoder: EncoderName) -> None:
-    network = kind(encoder, num_classes=3).train()
+def test_gradients_reach_every_parameter(kind: type[UNet | Classifier], name: EncoderName) -> None:
+    network = kind(name, num_classes=3).train()
     (network(torch.randn(4, 3, 64, 64)) * torch.rand(1)).square().sum().backward()
     starved = [n for n, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert starved == []
@@ -167,38 +177,40 @@ def test_imagenet_weights_say_which_they_were(monkeypatch: pytest.MonkeyPatch, t
     assert torch.equal(encoder.stages[0][0].weight, backbone.conv1.weight)
 
 
-def test_imagenet_without_network_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_imagenet_without_network_says_what_to_do(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there
     with pytest.raises(ValueError, match=r"expected to download .* cannot reach https.*encoder_weights = \"none\""):
-        load_encoder_weights(Encoder("resnet18"), "resnet18", source="imagenet")
+        load_encoder_weights(encoder, "resnet18", source="imagenet")
 
 
-def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+def test_weights_of_another_network_are_refused(encoder: Encoder, tmp_path: Path) -> None:
     path = save_state(torchvision_backbone("resnet34").state_dict(), tmp_path / "weights.safetensors")
-    with pytest.raises(ValueError, match="expected weights of torchvision's resnet18, but .* does not fit"):
-        load_encoder_weights(Encoder("resnet18"), "resnet18", source=path)
+    with pytest.raises(ValueError, match=r"expected weights of torchvision's resnet18, but .* does not fit"):
+        load_encoder_weights(encoder, "resnet18", source=path)
 
 
 @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
 @pytest.mark.parametrize("content", [b"", b"these are no weights", b"\x80\x04N."], ids=["empty", "text", "pickle"])
-def test_a_file_that_holds_no_weights_is_refused(name: str, content: bytes, tmp_path: Path) -> None:
+def test_a_file_that_holds_no_weights_is_refused(encoder: Encoder, name: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=r"expected .*(state dict|weights of torchvision's resnet18)"):
-        load_encoder_weights(Encoder("resnet18"), "resnet18", source=tmp_path / name)
+        load_encoder_weights(encoder, "resnet18", source=tmp_path / name)
 
 
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+def test_a_missing_file_is_refused(encoder: Encoder, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"expected a file of encoder weights, but .*none\.pth is not one"):
-        load_encoder_weights(Encoder("resnet18"), "resnet18", source=tmp_path / "none.pth")
+        load_encoder_weights(encoder, "resnet18", source=tmp_path / "none.pth")
 
 
-def test_a_pickle_with_code_does_not_run(tmp_path: Path) -> None:
+def test_a_pickle_with_code_does_not_run(encoder: Encoder, tmp_path: Path) -> None:
     class Bomb:
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return Path.touch, (tmp_path / "ran",)  # type: ignore[return-value]
 
     torch.save({"conv1.weight": Bomb()}, tmp_path / "weights.pth")
-    with pytest.raises(ValueError, match="expected .* to hold a state dict"):
-        load_encoder_weights(Encoder("resnet18"), "resnet18", source=tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=r"expected .* to hold a state dict"):
+        load_encoder_weights(encoder, "resnet18", source=tmp_path / "weights.pth")
     assert not (tmp_path / "ran").exists()

@@ -13,8 +13,7 @@ from segserve.artifact import Artifact
 from segserve.engines.torch_engine import TorchEngine
 from segserve.predictor import Prediction, Predictor, Query, SegmentationPrediction, build_predictor
 from segserve.settings import Settings
-from segserve.spec import ClassSpec, Task
-from segserve.tta import Aggregate, Plan
+from segserve.spec import Aggregate, ClassSpec, Plan, Task
 from training.data import IGNORE, read_image, read_truth
 from training.layouts import Dataset, Sample, open_dataset
 from training.metrics import Confusion, class_iou, class_recall, confusion_matrix, merge, scores

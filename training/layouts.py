@@ -138,7 +138,10 @@ def _read_classes(root: Path) -> tuple[tuple[ClassSpec, ...], int | None]:
     entries = sorted(table.classes, key=lambda entry: entry.id)
     if [entry.id for entry in entries] != list(range(len(entries))):
         raise ValueError(f"{path}: expected class ids 0, 1, 2 and so on, but got {[entry.id for entry in entries]}")
-    return _classes((entry.name for entry in entries), [entry.color for entry in entries]), table.ignore_index
+    names = [entry.name for entry in entries]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{path}: expected class names that differ, but got {names}: rename the double ones")
+    return _classes(names, [entry.color for entry in entries]), table.ignore_index
 
 
 def _classes(names: Iterable[str], colors: Sequence[Color | None] = ()) -> tuple[ClassSpec, ...]:
@@ -211,23 +214,26 @@ def _read_labelled(reading: _Reading) -> tuple[ClassSpec, ...]:
 def _label_rows(path: Path) -> Iterator[dict[str, str]]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
-        missing = set(LABEL_COLUMNS) - set(reader.fieldnames or ())
-        if missing:
-            raise ValueError(
-                f"{path}: expected the columns {', '.join(LABEL_COLUMNS)}, but {sorted(missing)} is missing"
-            )
-        yield from reader
+        found = reader.fieldnames or ()
+        if not set(LABEL_COLUMNS) <= set(found):
+            raise ValueError(f"{path}: expected the columns {', '.join(LABEL_COLUMNS)}, but got {', '.join(found)}")
+        for row in reader:
+            if not all(row[column] for column in LABEL_COLUMNS):
+                raise ValueError(f"{path}: expected split, stem and label in line {reader.line_num}, but one is empty")
+            yield row
 
 
 def _label_names(path: Path, rows: Sequence[dict[str, str]]) -> list[str]:
     """The class names: in the order of `label_id` where the table has it, else sorted."""
-    pairs = {(row.get("label_id"), row["label"]) for row in rows}
-    names = Counter(name for _, name in pairs)
+    pairs = {(row.get("label_id") or "0", row["label"]) for row in rows}
     try:
-        ordered = sorted(pairs, key=lambda pair: (int(pair[0]) if pair[0] is not None else 0, pair[1]))
+        ordered = sorted((int(label_id), name) for label_id, name in pairs)
     except ValueError as error:
-        raise ValueError(f"{path}: expected whole numbers in label_id: {error}") from None
-    double = sorted(name for name, count in names.items() if count > 1)
-    if double:
-        raise ValueError(f"{path}: expected one label_id for each label, but {double} have several: correct them")
+        raise ValueError(f"{path}: expected whole numbers in label_id: {error}; correct them") from None
+    has_ids = any(row.get("label_id") for row in rows)
+    for column in (0, 1) if has_ids else ():
+        counts = Counter(pair[column] for pair in ordered)
+        double = [value for value, count in counts.items() if count > 1]
+        if double:
+            raise ValueError(f"{path}: expected one label_id for each label, but {double} have several: correct them")
     return [name for _, name in ordered]

@@ -94,7 +94,7 @@ def curves_png(history: Sequence[EpochLog]) -> bytes:
     rate.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     scored = [entry for entry in history if entry.scores]
     names = sorted(scored[-1].scores, key=lambda name: scored[-1].scores[name]) if scored else []
-    for index, (name, color) in enumerate(zip(names, (GREEN, ORANGE), strict=True)):
+    for index, (name, color) in enumerate(zip(names, (GREEN, ORANGE), strict=False)):
         values = [entry.scores[name] for entry in scored]
         _line(score, [entry.epoch for entry in scored], values, color=color, title="val scores")
         _label_end(score, scored[-1].epoch, values[-1], f"{name} {values[-1]:.4f}", color=color, above=index > 0)
@@ -192,7 +192,7 @@ def _hex(color: Color) -> str:
 
 
 def error_map(outcome: Outcome) -> NDArray[np.uint8]:
-    """The image in pale gray, wrong pixels in `ERROR_COLOR`, pixels that are not counted nearly white; (H, W, 3) uint8."""
+    """(H, W, 3) uint8: the image in pale gray, wrong pixels in `ERROR_COLOR`, what is not counted nearly white."""
     gray_HW = 110 + outcome.image_HWC.mean(axis=2) / 255 * 120
     map_HWC = np.repeat(gray_HW[..., None], 3, axis=2).astype(np.uint8)
     counts_HW = outcome.truth != IGNORE

@@ -125,7 +125,7 @@ def _mixed_things(rng: np.random.Generator, *, side: int) -> list[_Thing]:
     """Most pictures hold every kind; the rest of the objects are drawn freely, cells being the commonest."""
     kinds = [kind for kind in (CELL, WASHER, STAR) if rng.random() > 0.06]
     kinds += rng.choice([CELL, WASHER, STAR], size=int(rng.integers(5, 11)) - len(kinds), p=[0.5, 0.22, 0.28]).tolist()
-    kinds += [FIBRE] * int(rng.integers(1, 4))
+    kinds += [FIBRE] * int(rng.choice([1, 2, 3], p=[0.4, 0.4, 0.2]))
     return _place(rng, sorted(kinds), side=side, scale=side / 128)
 
 
@@ -278,12 +278,13 @@ def _colour(rng: np.random.Generator, level: float, chroma: float) -> Floats:
     return np.asarray(level * (1 + chroma * np.cos(hue)), dtype=np.float32)
 
 
-def _contrasting_level(rng: np.random.Generator, level: float) -> float:
-    """A gray level that is at least `_CONTRAST` away from `level`, uniform over what that leaves."""
-    below = max(level - _CONTRAST - _DARKEST, 0.0)
-    above = max(_BRIGHTEST - level - _CONTRAST, 0.0)
-    draw = rng.uniform(0, below + above)
-    return _DARKEST + draw if draw < below else level + _CONTRAST + draw - below
+def _object_level(rng: np.random.Generator, tray_level: float, under_P: Floats) -> float:
+    """A gray level that differs from the tray by `_CONTRAST`, and where it can be from the levels it will lie on."""
+    below = max(tray_level - _CONTRAST - _DARKEST, 0.0)
+    above = max(_BRIGHTEST - tray_level - _CONTRAST, 0.0)
+    draws = [rng.uniform(0, below + above) for _ in range(3)]
+    levels = [_DARKEST + draw if draw < below else tray_level + _CONTRAST + draw - below for draw in draws]
+    return max(levels, key=lambda level: float(np.minimum(np.abs(under_P - level), _CONTRAST).sum()))
 
 
 def _paint(rng: np.random.Generator, scene: _Scene, thing: _Thing, image_HWC: Floats, mask_HW: Bytes) -> None:
@@ -293,9 +294,13 @@ def _paint(rng: np.random.Generator, scene: _Scene, thing: _Thing, image_HWC: Fl
     cover_HW = np.asarray(stencil, dtype=np.float32) / 255
     under_HWC = image_HWC[top:bottom, left:right]
     under_HWC *= 1 - _shadow(rng, scene, stencil)[..., None]
-    opacity = rng.uniform(0.78, 1.0) if thing.kind == CELL else 1.0
-    under_HWC += opacity * cover_HW[..., None] * (_surface(rng, scene, thing, stencil, box) - under_HWC)
-    mask_HW[top:bottom, left:right][cover_HW >= 0.5] = thing.kind
+    inside_HW = cover_HW >= 0.5
+    level = _object_level(rng, scene.tray_level, under_HWC[inside_HW].mean(axis=1))
+    lit_HW, shine_HW = _surface(rng, scene, thing, stencil, box)
+    surface_HWC = _colour(rng, level, scene.chroma) * lit_HW[..., None] + shine_HW[..., None]
+    opacity = rng.uniform(0.82, 1.0) if thing.kind == CELL else 1.0
+    under_HWC += opacity * cover_HW[..., None] * (surface_HWC - under_HWC)
+    mask_HW[top:bottom, left:right][inside_HW] = thing.kind
 
 
 def _box(thing: _Thing, *, side: int) -> tuple[int, int, int, int]:
@@ -337,8 +342,8 @@ def _shadow(rng: np.random.Generator, scene: _Scene, stencil: Image.Image) -> Fl
 
 def _surface(
     rng: np.random.Generator, scene: _Scene, thing: _Thing, stencil: Image.Image, box: tuple[int, int, int, int]
-) -> Floats:
-    """The object's own look over the box, float32 (h, w, 3): colour, pattern, relief under the lamp, a highlight."""
+) -> tuple[Floats, Floats]:
+    """What to multiply the object's colour with (pattern, relief under the lamp) and to add to it (a highlight)."""
     softness = max(0.8, _SOFTNESS[thing.kind] * thing.radius)
     height_HW = np.asarray(stencil.filter(ImageFilter.GaussianBlur(softness)), dtype=np.float32) / 255
     slope_y_HW, slope_x_HW = np.gradient(height_HW)
@@ -346,11 +351,9 @@ def _surface(
     left, top, right, bottom = box
     y_HW, x_HW = np.mgrid[top:bottom, left:right].astype(np.float32) + 0.5
     pattern_HW = _PATTERNS[thing.kind](rng, (x_HW - thing.x) / thing.radius, (y_HW - thing.y) / thing.radius)
-    colour = _colour(rng, _contrasting_level(rng, scene.tray_level), scene.chroma)
     shine_HW = rng.uniform(0.2, 1.2) * np.maximum(facing_HW, 0) ** 2
     grain_HW = rng.uniform(0.01, 0.05) * rng.standard_normal(pattern_HW.shape, dtype=np.float32)
-    lit_HW = (pattern_HW + grain_HW) * (1 + rng.uniform(0.6, 1.1) * facing_HW)
-    return np.asarray(colour * lit_HW[..., None] + shine_HW[..., None], dtype=np.float32)
+    return (pattern_HW + grain_HW) * (1 + rng.uniform(0.6, 1.1) * facing_HW), shine_HW
 
 
 def _nucleus(rng: np.random.Generator, x_HW: Floats, y_HW: Floats) -> Floats:
@@ -393,11 +396,11 @@ def _photograph(rng: np.random.Generator, scene: _Scene, image_HWC: Floats) -> B
     lit_HWC = image_HWC * _illumination(rng, scene, side=len(image_HWC))[..., None] * rng.normal(1, 0.05, size=3)
     contrasted_HWC = 0.45 + rng.uniform(0.85, 1.15) * (lit_HWC - 0.45) + rng.uniform(-0.04, 0.04)
     sharp = Image.fromarray(_to_bytes(contrasted_HWC))
-    blurred_HWC = np.asarray(sharp.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.6))), dtype=np.float32) / 255
-    shot, read = rng.uniform(0.0002, 0.001), rng.uniform(0.004, 0.012)
+    blurred_HWC = np.asarray(sharp.filter(ImageFilter.GaussianBlur(rng.uniform(0.25, 0.5))), dtype=np.float32) / 255
+    shot, read = rng.uniform(0.0002, 0.0008), rng.uniform(0.004, 0.01)
     sigma_HWC = np.sqrt(shot * blurred_HWC + read**2)
     noisy_HWC = blurred_HWC + sigma_HWC * rng.standard_normal(blurred_HWC.shape, dtype=np.float32)
-    return _through_jpeg(_to_bytes(noisy_HWC), quality=int(rng.integers(82, 97)))
+    return _through_jpeg(_to_bytes(noisy_HWC), quality=int(rng.integers(86, 97)))
 
 
 def _illumination(rng: np.random.Generator, scene: _Scene, *, side: int) -> Floats:

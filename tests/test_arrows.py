@@ -1,0 +1,78 @@
+"""Which room may know which: training -> segserve <- handlers, and cli -> all three; nothing runs back up."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ("segserve", "handlers", "training")
+MODULES = sorted(file for room in ROOMS for file in (ROOT / room).rglob("*.py"))
+
+FORBIDDEN_ROOMS = {
+    "segserve": {"training", "handlers", "cli"},
+    "handlers": {"training", "cli"},
+    "training": {"handlers", "cli"},
+}
+ALLOWED_IN_SEGSERVE = {
+    "spec": {"settings"},
+    "settings": set(),
+    "problem": set(),
+    "clock": set(),
+    "metrics": set(),
+    "codec": {"problem", "spec"},
+    "networks": {"spec"},
+    "preprocess": {"spec"},
+    "tta": {"preprocess"},
+    "engines": set(),
+}
+"""What the lower modules of segserve may know of it; the others join them."""
+
+
+def imports(file: Path) -> set[str]:
+    """Every module a file imports, at any depth, by its dotted name."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file} has a relative import, which this test cannot judge"
+            found |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def rooms(file: Path) -> set[str]:
+    return {name.split(".")[0] for name in imports(file)}
+
+
+def name_of(file: Path) -> str:
+    return str(file.relative_to(ROOT))
+
+
+def test_there_is_something_to_judge() -> None:
+    names = {name_of(file) for file in MODULES}
+    assert {"segserve/codec.py", "segserve/engines/torch_engine.py", "handlers/adapter.py"} <= names
+    assert "torch" in rooms(ROOT / "segserve/predictor.py")
+
+
+@pytest.mark.parametrize("file", MODULES, ids=name_of)
+def test_no_arrow_runs_back_up(file: Path) -> None:
+    assert rooms(file) & FORBIDDEN_ROOMS[file.relative_to(ROOT).parts[0]] == set()
+
+
+@pytest.mark.parametrize("file", [*MODULES, ROOT / "cli.py"], ids=name_of)
+def test_torchserve_is_imported_in_the_adapter_at_most(file: Path) -> None:
+    assert "ts" not in rooms(file) or name_of(file) == "handlers/adapter.py"
+
+
+@pytest.mark.parametrize("name", ALLOWED_IN_SEGSERVE)
+def test_the_lower_modules_do_not_know_their_callers(name: str) -> None:
+    inside = ROOT / "segserve" / name
+    for file in inside.rglob("*.py") if inside.is_dir() else [inside.with_suffix(".py")]:
+        known = {imported.split(".")[1] for imported in imports(file) if imported.startswith("segserve.")}
+        assert known - {name} <= ALLOWED_IN_SEGSERVE[name], name_of(file)
+
+
+@pytest.mark.parametrize("file", MODULES, ids=name_of)
+def test_names_say_what_is_inside(file: Path) -> None:
+    assert file.stem not in {"utils", "helpers", "common", "core", "base", "manager"}

@@ -1,0 +1,467 @@
+import base64
+import io
+import json
+import random
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from pycocotools import mask as coco
+
+from segserve import codec
+from segserve.codec import NO_CLASS, decode_image, encode_gray_png, encode_index_png, encode_overlay_png, encode_rle
+from segserve.problem import Problem
+from tests.conftest import CLASSES, random_image
+
+Outcome = tuple[int, int] | int
+"""Upright width and height, or the status of the problem."""
+
+ODD_IMAGES: dict[str, Outcome] = {
+    **{f"exif_landscape_{orientation}.jpg": (1800, 1200) for orientation in range(1, 9)},
+    "hopper_orientation_8.webp": (128, 128),
+    "exif_imagemagick_orientation.png": (512, 512),
+    "g4_orientation_6.tif": (590, 88),
+    "pil_sample_cmyk.jpg": (100, 100),
+    "app13-multiple.jpg": (256, 160),
+    "hopper_gray.jpg": (128, 128),
+    "invalid-exif.jpg": (200, 200),  # the pixels are whole: a broken description is no reason to refuse them
+    "junk_jpeg_header.jpg": (1024, 768),
+    "sugarshack_mpo.jpg": (640, 480),
+    "truncated_jpeg.jpg": 422,
+    "truncated_image.png": 422,
+    "broken_data_stream.png": 422,
+    "png_decompression_dos.png": 422,  # its pixels are few: it is the text in it that expands
+    "i_trns.png": (64, 64),
+    "p_trns_single.png": (64, 64),
+    "pil123p.png": (162, 150),
+    "hopper_bw_500.png": (500, 500),
+    "transparent.png": (200, 150),
+    "uncompressed_la.png": (128, 128),
+    "chi.gif": (320, 240),
+    "iss634.webp": (245, 245),
+    "apng_mode_palette.png": (128, 64),
+    "hopper.avif": (128, 128),
+    "hopper_lzw.tif": (128, 128),
+    "multipage.tiff": (10, 10),
+    "12bit.cropped.tif": (100, 100),
+    "10ct_32bit_128.tiff": 415,  # floats have no largest value, so that no rule could say what is white
+    "hopper.bmp": (128, 128),
+    "hopper_rle8.bmp": (128, 128),
+    "short_file.bmp": 422,
+    "decompression_bomb.gif": 413,
+    "zero_width.gif": 422,
+    "jfif_unit_cm.jpg": (1, 1),
+    "pngsuite_basi0g16.png": (32, 32),
+    "pngsuite_basn6a16.png": (32, 32),
+    "pngsuite_xc1n0g08.png": 422,
+    "pngsuite_xd9n2c08.png": 422,
+    "pngsuite_xcsn0g01.png": (32, 32),  # only a checksum is wrong; Pillow decodes it, as browsers do
+    "pngsuite_xdtn0g01.png": 422,
+    "pngsuite_xs1n0g01.png": 415,  # without its signature it is no PNG
+    "half_landscape.jpg": 422,
+    "zero_bytes.jpg": 400,  # an empty body, whatever the name
+    "webp_named.jpg": (128, 128),
+}
+
+tolerates_pillows_warnings = pytest.mark.filterwarnings("ignore::UserWarning")
+"""Pillow warns of broken EXIF and the like; elsewhere here warnings are errors."""
+
+
+def saved(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind, **options)
+    return buffer.getvalue()
+
+
+def decode(image: Image.Image, kind: str = "PNG", **options: Any) -> NDArray[np.uint8]:
+    return decode_image(saved(image, kind, **options))
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width: int, height: int, bits: int, color_type: int, *chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG by hand, for what Pillow does not write."""
+    header = struct.pack(">IIBBBBB", width, height, bits, color_type, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in [(b"IHDR", header), *chunks, (b"IEND", b"")])
+
+
+def gray(values: list[list[int]]) -> NDArray[np.uint8]:
+    """(H, W, 3) of equal channels."""
+    return np.repeat(np.array(values, dtype=np.uint8)[..., None], 3, axis=-1)
+
+
+def refused(data: bytes) -> Problem:
+    with pytest.raises(Problem) as caught:
+        decode_image(data)
+    return caught.value
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize(
+    ("orientation", "upright"),
+    [
+        (1, lambda stored: stored),
+        (2, lambda stored: stored[:, ::-1]),
+        (3, lambda stored: stored[::-1, ::-1]),
+        (4, lambda stored: stored[::-1]),
+        (5, lambda stored: stored.transpose(1, 0, 2)),
+        (6, lambda stored: np.rot90(stored, -1)),
+        (7, lambda stored: stored.transpose(1, 0, 2)[::-1, ::-1]),
+        (8, lambda stored: np.rot90(stored, 1)),
+        (0, lambda stored: stored),
+        (9, lambda stored: stored),
+    ],
+)
+def test_exif_orientation_is_applied(orientation: int, upright: Any, kind: str) -> None:
+    stored_HWC = random_image(5, 7)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if kind == "WEBP" else {}
+    found_HWC = decode(Image.fromarray(stored_HWC), kind, exif=exif, **options)
+    np.testing.assert_array_equal(found_HWC, upright(stored_HWC))
+
+
+def test_jpeg_orientation_turns_the_size() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert decode(Image.new("RGB", (40, 20)), "JPEG", exif=exif).shape == (40, 20, 3)
+
+
+def test_rgb_stays_as_it_is() -> None:
+    image_HWC = random_image(6, 9)
+    for kind in ("PNG", "BMP", "TIFF"):
+        np.testing.assert_array_equal(decode(Image.fromarray(image_HWC), kind), image_HWC)
+
+
+def test_palettes_are_looked_up() -> None:
+    image = Image.fromarray(np.array([[0, 1], [2, 1]], dtype=np.uint8))
+    image.putpalette([255, 0, 0, 0, 128, 0, 7, 8, 9])
+    assert decode(image).tolist() == [[[255, 0, 0], [0, 128, 0]], [[7, 8, 9], [0, 128, 0]]]
+
+
+def test_bits_become_black_and_white() -> None:
+    image = Image.fromarray(np.array([[0, 255, 255]], dtype=np.uint8)).convert("1")
+    np.testing.assert_array_equal(decode(image), gray([[0, 255, 255]]))
+
+
+def test_gray_is_repeated() -> None:
+    np.testing.assert_array_equal(decode(Image.fromarray(np.array([[3, 200]], dtype=np.uint8))), gray([[3, 200]]))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bit_gray_is_divided_by_257(kind: str) -> None:
+    values_HW = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    np.testing.assert_array_equal(decode(Image.fromarray(values_HW * 257), kind), gray(values_HW.tolist()))
+
+
+def test_16_bit_gray_is_rounded() -> None:
+    values_HW = np.array([[0, 128, 129, 65535 - 129, 65535 - 128]], dtype=np.uint16)
+    np.testing.assert_array_equal(decode(Image.fromarray(values_HW)), gray([[0, 0, 1, 254, 255]]))
+
+
+def tiff_of_12_bits(pixels: bytes, *, width: int) -> bytes:
+    entries = [(256, width), (257, 1), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1), (279, len(pixels))]
+    padded = pixels + bytes(-len(pixels) % 2)
+    directory = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in entries)
+    header = struct.pack("<2sHI", b"II", 42, 8 + len(padded))
+    return header + padded + struct.pack("<H", len(entries)) + directory + bytes(4)
+
+
+def test_12_bit_gray_keeps_its_range() -> None:
+    samples = f"{0:012b}{4095:012b}{2048:012b}{1606:012b}"
+    data = tiff_of_12_bits(int(samples, 2).to_bytes(6, "big"), width=4)
+    np.testing.assert_array_equal(decode_image(data), gray([[0, 255, 128, 100]]))
+
+
+def test_16_bit_colour_and_alpha() -> None:
+    pixels = struct.pack(">8H", 257 * 10, 257 * 20, 257 * 30, 65535, 257 * 10, 257 * 20, 257 * 30, 0)
+    data = png(2, 1, 16, 6, (b"IDAT", zlib.compress(b"\0" + pixels)))
+    assert decode_image(data).tolist() == [[[10, 20, 30], [255, 255, 255]]]
+
+
+def on_white(values: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> NDArray[np.float64]:
+    share = alpha[..., None] / 255
+    return values * share + 255 * (1 - share)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_rgba_is_composed_on_white(kind: str) -> None:
+    rgb_HWC, alpha_HW = random_image(8, 9), random_image(8, 9, seed=1)[..., 0]
+    found = decode(Image.fromarray(np.dstack([rgb_HWC, alpha_HW])), kind)
+    np.testing.assert_allclose(found, on_white(rgb_HWC, alpha_HW), atol=1)
+
+
+def test_gray_with_alpha_is_composed_on_white() -> None:
+    gray_HW, alpha_HW = random_image(8, 9)[..., 0], random_image(8, 9, seed=1)[..., 0]
+    image = Image.merge("LA", [Image.fromarray(gray_HW), Image.fromarray(alpha_HW)])
+    expected = on_white(np.repeat(gray_HW[..., None], 3, axis=-1), alpha_HW)
+    np.testing.assert_allclose(decode(image), expected, atol=1)
+
+
+@pytest.mark.parametrize(
+    ("transparency", "expected"),
+    [
+        (1, [[[255, 0, 0], [255, 255, 255], [7, 8, 9]]]),
+        (b"\xff\x00\x80", [[[255, 0, 0], [255, 255, 255], [131, 131, 132]]]),
+    ],
+    ids=["one entry", "a table"],
+)
+def test_transparent_palette_entries_become_white(transparency: object, expected: list[Any]) -> None:
+    image = Image.fromarray(np.array([[0, 1, 2]], dtype=np.uint8))
+    image.putpalette([255, 0, 0, 0, 128, 0, 7, 8, 9])
+    np.testing.assert_allclose(decode(image, transparency=transparency), expected, atol=1)
+
+
+@pytest.mark.parametrize(
+    ("image_HW", "transparency"),
+    [(np.array([[9, 80]], dtype=np.uint8), 9), (np.array([[257 * 9, 257 * 80]], dtype=np.uint16), 257 * 9)],
+    ids=["8 bits", "16 bits"],
+)
+def test_a_transparent_gray_value_becomes_white(image_HW: NDArray[Any], transparency: int) -> None:
+    if image_HW.dtype == np.uint8:
+        data = saved(Image.fromarray(image_HW), transparency=transparency)
+    else:
+        pixels = b"\0" + image_HW.astype(">u2").tobytes()
+        data = png(2, 1, 16, 0, (b"tRNS", struct.pack(">H", transparency)), (b"IDAT", zlib.compress(pixels)))
+    np.testing.assert_array_equal(decode_image(data), gray([[255, 80]]))
+
+
+def test_a_transparent_colour_becomes_white() -> None:
+    image = Image.fromarray(np.array([[[1, 2, 3], [4, 5, 6]]], dtype=np.uint8))
+    assert decode(image, transparency=(1, 2, 3)).tolist() == [[[255, 255, 255], [4, 5, 6]]]
+
+
+def test_cmyk_is_light_that_the_inks_leave() -> None:
+    cmyk_HWC = np.random.default_rng(0).integers(0, 256, (6, 7, 4), dtype=np.uint8)
+    expected = (255.0 - cmyk_HWC[..., :3]) * (255.0 - cmyk_HWC[..., 3:]) / 255
+    found = decode(Image.fromarray(cmyk_HWC, mode="CMYK"), "TIFF")
+    np.testing.assert_allclose(found, expected, atol=1)
+
+
+def test_an_animation_gives_its_first_frame() -> None:
+    frames = [Image.new("RGB", (8, 6), color) for color in ("red", "lime", "blue")]
+    found = decode(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    np.testing.assert_array_equal(found, np.broadcast_to(np.array([255, 0, 0]), (6, 8, 3)))
+
+
+@pytest.mark.parametrize(("width", "height"), [(20_000, 20_000), (100_000_001, 1), (14_000, 8_000)])
+def test_too_many_pixels_are_refused_from_the_header(width: int, height: int) -> None:
+    problem = refused(png(width, height, 8, 2))  # there is nothing to decode
+    assert problem.status == 413
+    assert "expected at most 100000000 pixels" in problem.detail
+
+
+@pytest.mark.parametrize("kind", codec.FORMATS)
+def test_the_pixel_limit_holds_for_every_format(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec, "MAX_PIXELS", 32 * 32)
+    assert decode(Image.new("RGB", (32, 32)), kind).shape == (32, 32, 3)
+    problem = refused(saved(Image.new("RGB", (32, 33)), kind))
+    assert (problem.status, problem.detail) == (
+        413,
+        "expected at most 1024 pixels, but got 32 x 33: send a smaller image",
+    )
+
+
+def test_too_many_bytes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = saved(Image.new("RGB", (8, 8)))
+    monkeypatch.setattr(codec, "MAX_BYTES", len(data) - 1)
+    problem = refused(data)
+    assert problem.status == 413
+    assert f"expected at most {len(data) - 1} bytes, but got {len(data)}" in problem.detail
+
+
+AVIF = saved(Image.fromarray(random_image(32, 32)), "AVIF")
+AVIF_HEAD = AVIF[: AVIF.index(b"mdat") + 4]
+PNG = saved(Image.fromarray(random_image(32, 32)))
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "words"),
+    [
+        (b"", 400, "body is empty: send the file"),
+        (
+            b"just some text",
+            415,
+            "expected one of JPEG, PNG, WEBP, TIFF, BMP, GIF, AVIF, but the bytes start with b'just",
+        ),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415, "expected one of JPEG"),
+        (b"%PDF-1.7", 415, "expected one of JPEG"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", 415, "expected one of JPEG"),
+        (b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom", 415, "expected one of JPEG"),
+        (b"RIFF\x24\0\0\0WAVEfmt ", 415, "expected one of JPEG"),
+        (saved(Image.new("I", (4, 4)), "TIFF"), 415, "expected 1, 8 or 16 bits a sample, but the image has 32"),
+        (saved(Image.new("F", (4, 4)), "TIFF"), 415, "expected 1, 8 or 16 bits a sample, but the image has 32"),
+        (PNG[: len(PNG) // 2], 422, "expected a whole PNG image, but decoding failed"),
+        (PNG[:20], 422, "expected a whole image, but it cannot be read"),
+        (b"\xff\xd8\xff", 422, "expected a whole image, but it cannot be read: its header is broken"),
+        (b"RIFF\x24\0\0\0WEBPVP8 ", 422, "expected a whole image, but it cannot be read"),
+        (AVIF[: len(AVIF) // 2], 422, "expected a whole"),
+        (AVIF_HEAD + bytes(len(AVIF) - len(AVIF_HEAD)), 422, "expected a whole AVIF image, but decoding failed"),
+    ],
+)
+def test_what_is_no_image_is_refused(data: bytes, status: int, words: str) -> None:
+    problem = refused(data)
+    assert (problem.status, words in problem.detail) == (status, True), problem.detail
+
+
+@tolerates_pillows_warnings
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_broken_tag_is_no_reason_to_refuse_the_pixels(kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x010F] = "maker"
+    as_text, as_float = b"\x01\x0f\0\x02\0\0\0\x06", b"\x01\x0f\0\x0b\0\0\0\x01"
+    broken = exif.tobytes().replace(as_text, as_float)
+    assert decode(Image.new("RGB", (20, 10)), kind, exif=broken).shape == (20, 10, 3)
+
+
+def test_running_out_of_memory_is_not_blamed_on_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(codec, "_to_rgb", no_memory)
+    with pytest.raises(MemoryError):
+        decode(Image.new("RGB", (8, 8)))
+
+
+@tolerates_pillows_warnings
+@pytest.mark.parametrize("name", ODD_IMAGES)
+def test_odd_images(name: str, shared_data: Path) -> None:
+    data = (shared_data / "odd_images/files" / name).read_bytes()
+    expected = ODD_IMAGES[name]
+    if isinstance(expected, int):
+        assert refused(data).status == expected
+    else:
+        image_HWC = decode_image(data)
+        assert image_HWC.shape == (expected[1], expected[0], 3)
+        assert image_HWC.dtype == np.uint8
+
+
+def test_the_table_of_odd_images_is_whole_and_agrees_with_the_manifest(shared_data: Path) -> None:
+    manifest = json.loads((shared_data / "odd_images/manifest.json").read_text())["files"]
+    assert sorted(ODD_IMAGES) == sorted(entry["file"] for entry in manifest)
+    sizes = {entry["file"]: tuple(entry["pillow"].get("upright_size", ())) for entry in manifest}
+    assert {name: size for name, size in ODD_IMAGES.items() if not isinstance(size, int)} == {
+        name: sizes[name] for name, size in ODD_IMAGES.items() if not isinstance(size, int)
+    }
+
+
+def test_upright_scenes_agree_whatever_their_orientation(shared_data: Path) -> None:
+    """The eight photographs differ by a number printed on them, so that their small versions are nearly equal."""
+    files = [shared_data / f"odd_images/files/exif_landscape_{orientation}.jpg" for orientation in range(1, 9)]
+    small = [Image.fromarray(decode_image(file.read_bytes())).resize((30, 20)) for file in files]
+    scenes = [np.asarray(image).astype(int) for image in small]
+    assert max(np.abs(scene - scenes[0]).mean() for scene in scenes) < 3
+    assert np.abs(scenes[0] - scenes[0][:, ::-1]).mean() > 20
+
+
+@tolerates_pillows_warnings
+@pytest.mark.parametrize("kind", codec.FORMATS)
+def test_broken_files_raise_problems_only(kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    options = {"exif": exif} if kind in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF") else {}
+    whole = saved(Image.fromarray(random_image(12, 16)), kind, **options)
+    generator = random.Random(0)
+    statuses = set()
+    for _ in range(150):
+        broken = bytearray(whole)
+        for _ in range(generator.choice([1, 2, 8])):
+            broken[generator.randrange(generator.choice([32, 128, len(broken)])) % len(broken)] = generator.randrange(
+                256
+            )
+        try:
+            decode_image(bytes(broken))
+        except Problem as problem:
+            statuses.add(problem.status)
+    assert statuses <= {413, 415, 422}
+    assert 422 in statuses or kind == "BMP"
+
+
+def test_an_index_png_is_for_eye_and_program() -> None:
+    mask_HW = np.random.default_rng(0).integers(0, 4, (7, 5), dtype=np.uint8)
+    image = Image.open(io.BytesIO(encode_index_png(mask_HW, CLASSES)))
+    assert (image.format, image.mode, image.size) == ("PNG", "P", (5, 7))
+    np.testing.assert_array_equal(np.asarray(image), mask_HW)
+    colors = np.array([entry.color for entry in CLASSES])
+    np.testing.assert_array_equal(np.asarray(image.convert("RGB")), colors[mask_HW])
+
+
+def test_no_class_is_255_and_black() -> None:
+    mask_HW = np.array([[0, NO_CLASS], [3, 3]], dtype=np.uint8)
+    image = Image.open(io.BytesIO(encode_index_png(mask_HW, CLASSES)))
+    assert NO_CLASS == 255
+    np.testing.assert_array_equal(np.asarray(image), mask_HW)
+    assert np.asarray(image.convert("RGB"))[0].tolist() == [list(CLASSES[0].color), [0, 0, 0]]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (5, 3)])
+def test_index_pngs_of_one_class_keep_size_and_mode(shape: tuple[int, int]) -> None:
+    image = Image.open(io.BytesIO(encode_index_png(np.zeros(shape, dtype=np.uint8), CLASSES)))
+    assert (image.mode, image.size) == ("P", shape[::-1])
+
+
+def test_a_gray_png_keeps_its_values() -> None:
+    values_HW = random_image(4, 6)[..., 0]
+    image = Image.open(io.BytesIO(encode_gray_png(values_HW)))
+    assert image.mode == "L"
+    np.testing.assert_array_equal(np.asarray(image), values_HW)
+
+
+def test_an_overlay_is_half_image_half_colour() -> None:
+    image_HWC = random_image(6, 8)
+    mask_HW = np.random.default_rng(1).integers(0, 4, (6, 8), dtype=np.uint8)
+    mask_HW[0] = NO_CLASS
+    image = Image.open(io.BytesIO(encode_overlay_png(image_HWC, mask_HW, CLASSES)))
+    found = np.asarray(image)
+    colors = np.array([entry.color for entry in CLASSES])
+    assert image.mode == "RGB"
+    np.testing.assert_allclose(found[1:], (image_HWC[1:] / 2 + colors[mask_HW[1:]] / 2), atol=0.5)
+    np.testing.assert_array_equal(found[0], image_HWC[0])
+
+
+def slow_rle(encoded: dict[str, Any]) -> NDArray[np.bool_]:
+    """COCO's counts by its definition: 5 bits a character and a continuation bit, differences to the run two before."""
+    counts: list[int] = []
+    characters = iter(encoded["counts"])
+    for character in characters:
+        value, shift, bits = 0, 0, ord(character) - 48
+        while True:
+            value |= (bits & 0x1F) << shift
+            shift += 5
+            if not bits & 0x20:
+                break
+            bits = ord(next(characters)) - 48
+        if bits & 0x10:
+            value -= 1 << shift
+        counts.append(value + counts[-2] if len(counts) > 2 else value)
+    height, width = encoded["size"]
+    pixels = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+    return pixels.reshape(width, height).T
+
+
+def regions() -> list[NDArray[np.bool_]]:
+    noise = random_image(37, 53)[..., 0]
+    rows, columns = np.mgrid[:200, :300]
+    disc = (rows - 90) ** 2 + (columns - 150) ** 2 < 80**2
+    return [noise > 127, noise > 250, disc, ~disc, np.ones((1, 1), bool), np.zeros((1, 7), bool), np.eye(9, dtype=bool)]
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' decode
+@pytest.mark.parametrize("region_HW", regions(), ids=lambda region: str(region.shape))
+def test_rle_decodes_to_the_region(region_HW: NDArray[np.bool_]) -> None:
+    encoded = json.loads(json.dumps(encode_rle(region_HW)))
+    assert encoded["size"] == list(region_HW.shape)
+    np.testing.assert_array_equal(slow_rle(encoded), region_HW)
+    np.testing.assert_array_equal(coco.decode(encoded), region_HW)
+
+
+def test_base64_is_the_standard_one() -> None:
+    assert base64.b64decode(codec.to_base64(b"\xfb\xff\x00"), validate=True) == b"\xfb\xff\x00"

@@ -1,0 +1,130 @@
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from training.config import load_recipe
+
+RECIPES = sorted((Path(__file__).parents[1] / "training" / "recipes").glob("*.toml"))
+
+MINIMAL = """
+name = "small"
+task = "segmentation"
+[data]
+root = "somewhere"
+[preprocess]
+working_side = 64
+[augment]
+crop = [64, 64]
+[optim]
+epochs = 10
+batch_size = 4
+learning_rate = 1e-3
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    (tmp_path / "small.toml").write_text(MINIMAL)
+    return tmp_path / "small.toml"
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_the_shipped_recipes_load_and_are_named_like_their_files(recipe: Path) -> None:
+    assert load_recipe(recipe).name == recipe.stem
+
+
+def test_the_shipped_recipes_are_there() -> None:
+    assert {path.stem for path in RECIPES} >= {"wbc", "camvid", "clothing", "demo-segmentation", "demo-classification"}
+
+
+def test_defaults_change_nothing(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.network.encoder == "resnet50"
+    assert recipe.augment.model_dump(exclude={"crop"}) == {
+        "scale": (1.0, 1.0),
+        "hflip": False,
+        "vflip": False,
+        "quarter_turns": False,
+        **dict.fromkeys(("rotation", "brightness", "contrast", "saturation", "hue", "blur"), 0.0),
+    }
+
+
+def test_overrides_are_toml_or_words(path: Path) -> None:
+    recipe = load_recipe(
+        path,
+        [
+            "optim.epochs=3",
+            "augment.crop=[32, 96]",
+            "network.encoder=resnet18",
+            "data.root=a/b c",
+            "augment.hflip=true",
+        ],
+    )
+    assert recipe.optim.epochs == 3
+    assert recipe.augment.crop == (32, 96)
+    assert recipe.augment.hflip is True
+    assert recipe.network.encoder == "resnet18"
+    assert recipe.data.root == Path("a/b c")
+
+
+def test_overrides_reach_sections_the_file_does_not_have(path: Path) -> None:
+    assert load_recipe(path, ["serving.batch_size=3"]).serving.batch_size == 3
+
+
+def test_a_recipe_is_frozen(path: Path) -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        load_recipe(path).optim.epochs = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("optim.epoch=3", "'optim.epoch' is not a known key: .*; known are epochs, batch_size, learning_rate"),
+        ("colour=red", "'colour' is not a known key: .*; known are name, task, seed"),
+        ("optim.epochs=many", "expected 'optim.epochs' to be a valid integer.*but got 'many'"),
+        ("task=detection", "expected 'task' to be 'segmentation' or 'classification', but got 'detection'"),
+        ("network.encoder=vgg", "expected 'network.encoder' to be 'resnet18'.*but got 'vgg'"),
+        ("optim.warmup_epochs=10", r"warmup_epochs to be less than epochs \(10\), but got 10"),
+        ("augment.scale=[1.2, 0.8]", r"scale to be \[low, high\] with 0 < low <= high, but got \[1.2, 0.8\]"),
+        ("augment.crop=[16, 64]", r"a crop of at least 32 x 32 pixels, but got \[16, 64\]"),
+        ("optim.batch_size=1", "expected 'optim.batch_size' to be greater than or equal to 2, but got 1"),
+    ],
+)
+def test_a_wrong_value_names_the_file_the_key_and_what_came(path: Path, override: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"small.toml .with --set {re.escape(override)}.: .*{sentence}"):
+        load_recipe(path, [override])
+
+
+def test_dice_is_refused_for_classification(path: Path) -> None:
+    with pytest.raises(ValueError, match=r"loss.dice_weight to be 0 for classification .*, but got 1.0: remove it"):
+        load_recipe(path, ["task=classification", "loss.dice_weight=1.0"])
+
+
+def test_a_missing_key_is_named(path: Path) -> None:
+    path.write_text(MINIMAL.replace('root = "somewhere"', ""))
+    with pytest.raises(ValueError, match=r"small.toml: expected a value for 'data.root', but none was given"):
+        load_recipe(path)
+
+
+@pytest.mark.parametrize("override", ["optim.epochs", "=3"])
+def test_an_override_needs_a_key_and_a_value(path: Path, override: str) -> None:
+    with pytest.raises(ValueError, match="expected --set key=value, but got"):
+        load_recipe(path, [override])
+
+
+def test_an_override_cannot_enter_a_value(path: Path) -> None:
+    with pytest.raises(ValueError, match=r"'name' in 'name.first' holds no keys"):
+        load_recipe(path, ["name.first=x"])
+
+
+def test_what_is_no_toml_is_said(path: Path) -> None:
+    path.write_text("name: small\n")
+    with pytest.raises(ValueError, match=r"expected .*small.toml to be TOML, but it is not"):
+        load_recipe(path)
+
+
+def test_a_missing_file_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"none.toml cannot be read \(No such file or directory\)"):
+        load_recipe(tmp_path / "none.toml")

@@ -1,0 +1,153 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from training.layouts import PALETTE, detect_task, open_dataset
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Make files under the data set's root, and return the root."""
+
+    def make(*names: str, content: str = "") -> Path:
+        for name in names:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(content)
+        return tmp_path
+
+    return make
+
+
+def _table(*names: str, **more: object) -> str:
+    return json.dumps({"classes": [{"id": i, "name": name} for i, name in enumerate(names)], **more})
+
+
+def test_images_with_masks(write: Write) -> None:
+    write("classes.json", content=_table("sky", "road", ignore_index=7, note="kept elsewhere"))
+    root = write("images/train/b.jpg", "images/train/a.png", "masks/train/a.png", "masks/train/b.png")
+    dataset = open_dataset(root, "segmentation")
+    assert [entry.name for entry in dataset.classes] == ["sky", "road"]
+    assert dataset.ignore_index == 7
+    assert [sample.image.name for sample in dataset.split("train")] == ["a.png", "b.jpg"]
+    assert [sample.truth for sample in dataset.split("train")] == [
+        root / "masks/train/a.png",
+        root / "masks/train/b.png",
+    ]
+    assert dataset.complaints == ()
+
+
+def test_a_folder_a_class(write: Write) -> None:
+    write("classes.json", content=_table("hat", "shoe"))
+    root = write("train/shoe/1.jpg", "train/hat/2.jpg", "train/hat/.hidden", "val/hat/1.jpg")
+    dataset = open_dataset(root, "classification")
+    found = [(sample.image.relative_to(root).as_posix(), sample.truth) for sample in dataset.split("train")]
+    assert found == [("train/hat/2.jpg", 0), ("train/shoe/1.jpg", 1)]
+    assert len(dataset.split("val")) == 1
+
+
+def test_a_table_of_labels_in_the_order_of_their_ids(write: Write) -> None:
+    write("labels.csv", content="split,stem,label_id,label\ntrain,x,1,apple\ntrain,y,0,pear\nval,z,1,apple\n")
+    dataset = open_dataset(write("images/train/x.png", "images/train/y.png", "images/val/z.png"), "classification")
+    assert [(entry.id, entry.name, entry.color) for entry in dataset.classes] == [
+        (0, "pear", PALETTE[0]),
+        (1, "apple", PALETTE[1]),
+    ]
+    assert [sample.truth for sample in dataset.split("train")] == [1, 0]
+
+
+def test_a_table_of_labels_without_ids_is_sorted(write: Write) -> None:
+    write("labels.csv", content="split,stem,label\ntrain,x,pear\ntrain,y,apple\n")
+    dataset = open_dataset(write("images/train/x.png", "images/train/y.png"), "classification")
+    assert [entry.name for entry in dataset.classes] == ["apple", "pear"]
+
+
+@pytest.mark.parametrize(
+    ("names", "task"),
+    [
+        (("masks/train/a.png", "labels.csv"), "segmentation"),
+        (("labels.csv",), "classification"),
+        (("train/hat/1.jpg",), "classification"),
+    ],
+)
+def test_the_task_is_told_from_the_folders(write: Write, names: tuple[str, ...], task: str) -> None:
+    assert detect_task(write(*names)) == task
+
+
+def test_what_is_no_data_set_has_no_task(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"to be a data set, but it has neither masks/, nor labels.csv, nor train/"):
+        detect_task(tmp_path)
+
+
+def test_orphans_and_double_names_are_complained_of(write: Write) -> None:
+    write("classes.json", content=_table("sky", "road"))
+    root = write(
+        "images/train/a.png", "images/train/b.png", "images/train/b.jpg", "masks/train/b.png", "masks/val/c.png"
+    )
+    assert open_dataset(root, "segmentation").complaints == (
+        "images/train/b.png: expected names that differ, but b.jpg is there too: remove one",
+        "images/train/a.png: expected a mask masks/train/a.png, but there is none",
+        "masks/val/c.png: expected an image images/val/c.*, but there is none",
+    )
+
+
+def test_a_folder_that_is_no_class_is_complained_of(write: Write) -> None:
+    write("classes.json", content=_table("hat", "shoe"))
+    root = write("train/hat/1.jpg", "train/shoes/1.jpg")
+    (complaint,) = open_dataset(root, "classification").complaints
+    assert complaint == "train/shoes: expected a folder named after a class in classes.json: rename or remove it"
+
+
+def test_rows_without_images_and_images_without_rows_are_complained_of(write: Write) -> None:
+    write("labels.csv", content="split,stem,label\ntrain,x,pear\ntrain,y,apple\n")
+    root = write("images/train/x.png", "images/train/z.png")
+    assert open_dataset(root, "classification").complaints == (
+        "labels.csv: expected an image images/train/y.*, but there is none",
+        "images/train/z.png: expected a row for train,z in labels.csv, but there is none",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("{", "classes.json: .*Invalid JSON"),
+        ('{"classes": [{"id": 0}]}', r"classes.json: expected a value for 'classes.0.name', but none was given"),
+        (_table("a", "b", "a"), "expected class names that differ"),
+        ('{"classes": [{"id": 1, "name": "a"}]}', r"expected class ids 0, 1, 2 and so on, but got \[1\]"),
+    ],
+)
+def test_a_wrong_table_of_classes_is_refused(write: Write, text: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        open_dataset(write("classes.json", content=text), "segmentation")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("split,name\n", "expected the columns split, stem, label, but got split, name"),
+        ("split,stem,label\ntrain,x,pear\ntrain,y\n", "expected split, stem and label in line 3, but one is empty"),
+        ("split,stem,label_id,label\ntrain,x,one,pear\n", "expected whole numbers in label_id"),
+        ("split,stem,label_id,label\ntrain,x,0,pear\ntrain,y,1,pear\n", r"one label_id for each label, but \['pear'\]"),
+        (
+            "split,stem,label_id,label\ntrain,x,0,pear\ntrain,y,0,plum\n",
+            r"one label_id for each label, but \[0\] have several",
+        ),
+    ],
+)
+def test_a_wrong_table_of_labels_is_refused(write: Write, text: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        open_dataset(write("labels.csv", content=text), "classification")
+
+
+def test_a_missing_folder_table_or_split_is_refused(write: Write, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="none is not a folder"):
+        open_dataset(tmp_path / "none", "segmentation")
+    with pytest.raises(ValueError, match=r"expected .*classes.json, which names the classes, but it is missing"):
+        open_dataset(tmp_path, "segmentation")
+    write("classes.json", content=_table("sky", "road"))
+    dataset = open_dataset(write("images/train/a.png", "masks/train/a.png"), "segmentation")
+    with pytest.raises(ValueError, match="to have images in split 'test', but it has train: add them"):
+        dataset.split("test")

@@ -1,0 +1,136 @@
+import csv
+import io
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from segserve.spec import ModelSpec, Task
+from training.data import IGNORE
+from training.evaluate import ClassScore, Evaluation, Outcome
+from training.layouts import Sample
+from training.metrics import confusion_matrix
+from training.report import ERROR_COLOR, VOID_COLOR, class_csv, curves_png, error_map, extremes, rating, samples_png
+from training.run import EpochLog
+
+K = 4
+
+
+def _outcome(truth: NDArray[np.uint8], predicted: NDArray[np.uint8], *, confidence: float = 0.9) -> Outcome:
+    size = truth.shape if truth.ndim else (30, 40)
+    return Outcome(
+        sample=Sample(image=Path("images/val/name.png"), truth=0),
+        image_HWC=np.full((*size, 3), 128, dtype=np.uint8),
+        truth=truth,
+        predicted=predicted,
+        confidence=confidence,
+        confusion_KK=confusion_matrix(truth, predicted, num_classes=K),
+    )
+
+
+def _label(truth: int, predicted: int, *, confidence: float) -> Outcome:
+    return _outcome(np.asarray(truth, dtype=np.uint8), np.asarray(predicted, dtype=np.uint8), confidence=confidence)
+
+
+def _opened(png: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(png))
+    image.load()
+    return image
+
+
+def _evaluation(task: Task) -> Evaluation:
+    classes = (ClassScore(name="sky, high", score=0.5, count=10), ClassScore(name="road", score=None, count=0))
+    return Evaluation(task=task, split="val", num_images=1, tta="none", aggregate="mean", scores={}, classes=classes)
+
+
+@pytest.mark.parametrize(
+    ("task", "columns"), [("segmentation", ["iou", "pixels"]), ("classification", ["recall", "images"])]
+)
+def test_the_table_is_read_back_by_csv(task: Task, columns: list[str]) -> None:
+    assert list(csv.reader(io.StringIO(class_csv(_evaluation(task))))) == [
+        ["class", *columns],
+        ["sky, high", "0.500000", "10"],
+        ["road", "", "0"],
+    ]
+
+
+def test_an_image_is_rated_by_its_own_classes() -> None:
+    truth, predicted = np.array([[0, 0, 1, IGNORE]], dtype=np.uint8), np.array([[0, 1, 1, 2]], dtype=np.uint8)
+    assert rating(_outcome(truth, predicted), task="segmentation") == pytest.approx((1 / 2 + 1 / 2) / 2)
+    nothing = np.full((1, 4), IGNORE, dtype=np.uint8)
+    assert rating(_outcome(nothing, predicted), task="segmentation") == 1.0
+
+
+def test_labels_are_rated_from_surely_right_to_surely_wrong() -> None:
+    outcomes = [_label(1, 1, confidence=0.9), _label(1, 1, confidence=0.4), _label(1, 2, confidence=0.4)]
+    outcomes.append(_label(1, 2, confidence=0.9))
+    ratings = [rating(outcome, task="classification") for outcome in outcomes]
+    assert ratings == sorted(ratings, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("ratings", "expected"),
+    [
+        ([0.1, 0.9, 0.5, 0.7, 0.3, 0.8], [1, 5, 4, 0]),
+        ([0.1, 0.9, 0.5], [1, 2, 0]),
+        ([], []),
+        ([0.5, 0.5, 0.5, 0.5, 0.5], [0, 1, 3, 4]),
+    ],
+)
+def test_extremes_are_the_best_then_the_worst_and_none_twice(ratings: list[float], expected: list[int]) -> None:
+    assert extremes(ratings, most=2) == expected
+
+
+def test_the_error_map_marks_what_is_wrong_and_what_does_not_count() -> None:
+    truth, predicted = np.array([[0, 1, IGNORE]], dtype=np.uint8), np.array([[0, 2, 2]], dtype=np.uint8)
+    map_HWC = error_map(_outcome(truth, predicted))
+    assert map_HWC.dtype == np.uint8
+    assert tuple(map_HWC[0, 1]) == ERROR_COLOR
+    assert tuple(map_HWC[0, 2]) == VOID_COLOR
+    assert len(set(map_HWC[0, 0])) == 1
+
+
+def test_a_picture_of_masks_shows_the_error_colour(spec: ModelSpec) -> None:
+    rng = np.random.default_rng(0)
+    shown = []
+    for size in ((30, 40), (50, 20), (1, 1)):
+        truth = rng.choice(np.array([0, 1, 2, IGNORE], dtype=np.uint8), size=size)
+        shown.append(_outcome(truth, rng.integers(0, K, size, dtype=np.uint8)))
+    picture = _opened(samples_png(shown, classes=spec.classes, task="segmentation"))
+    assert picture.width > 800 and picture.height > 500
+    colors = {color for _, color in picture.convert("RGB").getcolors(maxcolors=2**24) or ()}  # type: ignore[union-attr]
+    assert {ERROR_COLOR, VOID_COLOR, *(entry.color for entry in spec.classes)} <= colors
+
+
+@pytest.mark.parametrize("number", [1, 5, 12])
+def test_a_picture_of_labels(labels_spec: ModelSpec, number: int) -> None:
+    shown = [_label(index % K, 0, confidence=0.5) for index in range(number)]
+    picture = _opened(samples_png(shown, classes=labels_spec.classes, task="classification"))
+    assert picture.width > 200 and picture.height > 200
+
+
+@pytest.mark.parametrize("num_epochs", [1, 2, 60])
+def test_curves(num_epochs: int) -> None:
+    history = [
+        EpochLog(
+            epoch=index + 1,
+            loss=1 / (index + 1),
+            learning_rate=1e-3,
+            seconds=1,
+            scores={"accuracy": 0.5, "mean_recall": 0.4} if index % 5 == 0 else {},
+        )
+        for index in range(num_epochs)
+    ]
+    assert _opened(curves_png(history)).size == (1430, 429)
+
+
+def test_curves_without_any_scores() -> None:
+    assert _opened(curves_png([EpochLog(epoch=1, loss=1.0, learning_rate=0.1, seconds=1)])).mode == "RGBA"
+
+
+def test_drawing_does_not_load_pyplot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # an import of it would now fail
+    assert curves_png([EpochLog(epoch=1, loss=1.0, learning_rate=0.1, seconds=1)])

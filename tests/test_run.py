@@ -1,0 +1,103 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from segserve.spec import ModelSpec
+from training.config import Recipe
+from training.run import Checkpoint, EpochLog, Run
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    return Recipe.model_validate(
+        {
+            "name": "small",
+            "task": "segmentation",
+            "data": {"root": "somewhere"},
+            "preprocess": {"working_side": 32},
+            "augment": {"crop": [32, 32]},
+            "optim": {"epochs": 3, "batch_size": 2, "learning_rate": 1e-3},
+        }
+    )
+
+
+def _checkpoint(spec: ModelSpec, *, epochs: int) -> Checkpoint:
+    weights = {"weight": torch.arange(4.0), "num_batches_tracked": torch.tensor(epochs)}
+    return Checkpoint(
+        spec=spec,
+        history=tuple(
+            EpochLog(epoch=i + 1, loss=0.1 * i, learning_rate=1e-3, seconds=1.5, scores={"miou": 0.3})
+            for i in range(epochs)
+        ),
+        network=weights,
+        averaged=weights,
+        num_averaged=17,
+        optimizer={"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
+    )
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path, spec: ModelSpec) -> None:
+    run, saved = Run(tmp_path), _checkpoint(spec, epochs=2)
+    assert run.load() is None
+    run.save(saved)
+    loaded = run.load()
+    assert loaded is not None
+    assert (loaded.spec, loaded.history, loaded.num_averaged) == (saved.spec, saved.history, 17)
+    assert torch.equal(loaded.network["weight"], saved.network["weight"])
+    assert loaded.optimizer["state"][0]["step"].item() == 3
+
+
+def test_a_save_that_dies_leaves_the_last_checkpoint(
+    tmp_path: Path, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path)
+    run.save(_checkpoint(spec, epochs=1))
+
+    def dies(table: object, path: Path) -> None:
+        path.write_bytes(b"half a check")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(torch, "save", dies)
+        run.save(_checkpoint(spec, epochs=2))
+    loaded = run.load()
+    assert loaded is not None and len(loaded.history) == 1
+
+
+def test_the_recipe_comes_back_and_itself_is_accepted(tmp_path: Path, recipe: Recipe) -> None:
+    run = Run(tmp_path / "runs" / "small")
+    run.check_recipe(recipe)
+    run.begin(recipe)
+    run.check_recipe(recipe)
+    assert run.recipe() == recipe
+
+
+def test_another_recipe_is_refused_by_its_keys(tmp_path: Path, recipe: Recipe) -> None:
+    run = Run(tmp_path)
+    run.begin(recipe)
+    optim = recipe.optim.model_copy(update={"epochs": 5})
+    other = recipe.model_copy(update={"optim": optim, "seed": 4})
+    with pytest.raises(
+        ValueError, match=r"but now optim.epochs = 5 \(was 3\), seed = 4 \(was 0\): give the run another"
+    ):
+        run.check_recipe(other)
+
+
+def test_a_run_is_finished_when_it_has_scores(tmp_path: Path) -> None:
+    assert not Run(tmp_path).is_finished
+    Run(tmp_path).write("scores.json", "{}")
+    assert Run(tmp_path).is_finished
+    assert [path.name for path in tmp_path.iterdir()] == ["scores.json"]
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected a run, but .* has no recipe.json: make one with `segserve train`"):
+        Run(tmp_path).recipe()
+
+
+def test_the_log_is_a_line_an_epoch(tmp_path: Path, spec: ModelSpec) -> None:
+    history = _checkpoint(spec, epochs=3).history
+    Run(tmp_path).write_log(history)
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert tuple(EpochLog.model_validate_json(line) for line in lines) == history

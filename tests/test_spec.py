@@ -1,0 +1,118 @@
+import json
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from segserve.settings import explain
+from segserve.spec import ModelSpec
+
+GOLDEN = {
+    "schema_version": 1,
+    "name": "streets",
+    "task": "segmentation",
+    "network": {"encoder": "resnet50", "encoder_weights": "torchvision:ResNet50_Weights.IMAGENET1K_V2"},
+    "classes": [
+        {"id": 0, "name": "sky", "color": [70, 130, 180]},
+        {"id": 1, "name": "road", "color": [128, 64, 128]},
+    ],
+    "ignore_index": 11,
+    "preprocess": {
+        "resize": "always",
+        "working_side": 512,
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+    },
+    "serving": {"batch_size": 8, "max_batch_delay_ms": 5, "workers": 1},
+    "provenance": {
+        "data_digest": "d1",
+        "recipe": {"epochs": 3, "loss": {"dice": 0.5}},
+        "commit": "c0ffee",
+        "seed": 7,
+        "scores": {"miou": 0.5},
+    },
+    "weights_sha256": "e3b0",
+}
+"""What is on disk beside weights that people keep: a change here needs a new schema version."""
+
+
+def changed(path: str, value: object) -> dict[str, Any]:
+    document = json.loads(json.dumps(GOLDEN))
+    *parents, last = path.split(".")
+    place = document
+    for parent in parents:
+        place = place[int(parent)] if isinstance(place, list) else place[parent]
+    place[last] = value
+    return document
+
+
+def test_the_spec_on_disk_has_not_moved() -> None:
+    assert json.loads(ModelSpec.model_validate(GOLDEN).model_dump_json()) == GOLDEN
+
+
+def test_a_spec_survives_its_json() -> None:
+    spec = ModelSpec.model_validate(GOLDEN)
+    assert ModelSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+def test_what_may_be_left_out() -> None:
+    short = {name: GOLDEN[name] for name in ("name", "task", "classes", "provenance")}
+    preprocess = {name: value for name, value in GOLDEN["preprocess"].items() if name != "resize"}
+    spec = ModelSpec.model_validate({**short, "network": {}, "preprocess": preprocess})
+    assert spec.model_dump(mode="json") == {
+        **GOLDEN,
+        "network": {"encoder": "resnet50", "encoder_weights": "none"},
+        "ignore_index": None,
+        "weights_sha256": "",
+    }
+
+
+def test_classes_by_number_and_name() -> None:
+    spec = ModelSpec.model_validate(GOLDEN)
+    assert (spec.num_classes, spec.class_names) == (2, ("sky", "road"))
+
+
+@pytest.mark.parametrize("part", ["", "network", "preprocess", "serving", "provenance", "classes"])
+def test_every_part_is_frozen(part: str) -> None:
+    spec = ModelSpec.model_validate(GOLDEN)
+    target = spec if not part else spec.classes[0] if part == "classes" else getattr(spec, part)
+    name = next(iter(type(target).model_fields))
+    with pytest.raises(ValidationError, match="Instance is frozen"):
+        setattr(target, name, getattr(target, name))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("colour", 1, "'colour' is not a known key: remove it or correct its spelling"),
+        ("network.depth", 5, "'network.depth' is not a known key"),
+        ("classes.0.colour", 5, "'classes.0.colour' is not a known key"),
+        ("preprocess.size", 5, "'preprocess.size' is not a known key"),
+        ("serving.gpus", 5, "'serving.gpus' is not a known key"),
+        ("provenance.author", 5, "'provenance.author' is not a known key"),
+        ("schema_version", 2, "expected 'schema_version' to be 1, but got 2"),
+        ("name", "a/b", "expected 'name' to be String should match pattern"),
+        ("name", "../a", "expected 'name' to be String should match pattern"),
+        ("name", "", "expected 'name' to be String should match pattern"),
+        ("task", "detection", "expected 'task' to be 'segmentation' or 'classification', but got 'detection'"),
+        ("network.encoder", "vgg16", "'resnext50_32x4d' or 'mobilenet_v3_large', but got 'vgg16'"),
+        ("preprocess.resize", "never", "expected 'preprocess.resize' to be 'always' or 'larger', but got 'never'"),
+        ("preprocess.working_side", 31, "expected 'preprocess.working_side' to be greater than or equal to 32"),
+        ("classes.1.id", 2, "expected class ids 0 to 1 in order, but got [0, 2]"),
+        ("classes.0.id", -1, "expected 'classes.0.id' to be greater than or equal to 0, but got -1"),
+        ("classes.1.name", "sky", "expected class names that differ, but got ['sky', 'sky']"),
+        ("classes.1.color", [0, 0, 256], "expected three values from 0 to 255, but got [0, 0, 256]"),
+        ("classes", [GOLDEN["classes"][0]], "at least 2"),
+        ("classes", [{"id": i, "name": str(i), "color": [0, 0, 0]} for i in range(256)], "at most 255"),
+        ("serving.batch_size", 0, "expected 'serving.batch_size' to be greater than or equal to 1, but got 0"),
+    ],
+)
+def test_a_wrong_spec_is_refused_with_the_reason(path: str, value: object, words: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        ModelSpec.model_validate(changed(path, value))
+    assert words in explain(caught.value)
+
+
+def test_255_classes_are_the_most() -> None:
+    classes = [{"id": index, "name": str(index), "color": [0, 0, 0]} for index in range(255)]
+    assert ModelSpec.model_validate(changed("classes", classes)).num_classes == 255
