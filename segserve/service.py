@@ -22,6 +22,8 @@ from segserve.render import Asked, class_pixels, render
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER_SECONDS = 5
+MAX_ANSWER_BYTES = 60 * 2**20
+"""TorchServe ends a worker whose answer exceeds its `max_response_size`, 64 MiB in `handlers/config`."""
 MAX_DETAIL = 2000
 """Most characters of a problem's detail: it quotes the client, who may have sent megabytes."""
 STOPPING = Problem("not-ready", "this service is being stopped: send the request again, to another replica")
@@ -127,6 +129,9 @@ class Service:
         try:
             assert item.prediction is not None and item.asked is not None
             content_type, body = render(item.prediction, item.asked, spec=self.spec, model=self.model, clock=item.clock)
+            _check_size(body)
+        except Problem as problem:
+            return self._refuse(item, problem)
         except Exception as error:
             return self._refuse(item, _as_problem(error, doing="encoding"))
         item.response = Response(status=200, content_type=content_type, headers=self._headers(item), body=body)
@@ -210,6 +215,15 @@ def _check_deadline(item: _Item, deadline_ms: int | None) -> None:
     if deadline_ms is not None and waited_ms > deadline_ms:
         raise Problem(
             "deadline-passed", f"expected to start within {deadline_ms} ms, but {waited_ms:.0f} ms had passed"
+        )
+
+
+def _check_size(body: bytes) -> None:
+    if len(body) > MAX_ANSWER_BYTES:
+        raise Problem(
+            "too-large",
+            f"expected an answer of at most {MAX_ANSWER_BYTES} bytes, but it has {len(body)}: "
+            "ask for render=index or masks=none, or send a smaller image",
         )
 
 

@@ -23,7 +23,7 @@ ALLOWED_IN_SEGSERVE = {
     "codec": {"problem", "spec"},
     "networks": {"spec"},
     "preprocess": {"spec"},
-    "tta": {"preprocess"},
+    "tta": {"preprocess", "spec"},
     "engines": set(),
 }
 """What the lower modules of segserve may know of it; the others join them."""

@@ -353,7 +353,8 @@ def _surface(
     pattern_HW = _PATTERNS[thing.kind](rng, (x_HW - thing.x) / thing.radius, (y_HW - thing.y) / thing.radius)
     shine_HW = rng.uniform(0.2, 1.2) * np.maximum(facing_HW, 0) ** 2
     grain_HW = rng.uniform(0.01, 0.05) * rng.standard_normal(pattern_HW.shape, dtype=np.float32)
-    return (pattern_HW + grain_HW) * (1 + rng.uniform(0.6, 1.1) * facing_HW), shine_HW
+    lit_HW = (pattern_HW + grain_HW) * (1 + rng.uniform(0.6, 1.1) * facing_HW)
+    return np.asarray(lit_HW, dtype=np.float32), np.asarray(shine_HW, dtype=np.float32)
 
 
 def _nucleus(rng: np.random.Generator, x_HW: Floats, y_HW: Floats) -> Floats:
