@@ -116,7 +116,7 @@ def _draw_picture() -> None:
         np.vstack([image_HWC, palette_K3[answer.mask_HW], overlay(image_HWC, answer.mask_HW, artifact.spec.classes)])
         for image_HWC, answer in zip(images, predictions, strict=True)
     ]
-    Image.fromarray(np.hstack(columns)).quantize(128).save(ROOT / "picture.png", optimize=True)
+    Image.fromarray(np.hstack(columns)).save(ROOT / "picture.jpg", quality=90)
 
 
 def _summary(report: Mapping[str, object]) -> None:
