@@ -95,6 +95,7 @@ class _Service:
     def _torchserve(self) -> Iterator[Jvm]:
         """Started before any thread is, because a copy of a threaded process must not do much between fork and exec."""
         java = torchserve.find_java(os.environ)
+        torchserve.leave_forms_unparsed(self.folder)
         self.folder.properties.write_text(torchserve.properties_text(self.settings, metrics_port=self.metrics_port))
         names = ", ".join(str(model) for model in self.models)
         _say(f"starting TorchServe {torchserve.version()} on Java {java.version} with {names}")

@@ -12,6 +12,7 @@ import socket
 import string
 import subprocess
 import sys
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from handlers.store import ServedModel
 OLDEST_JAVA = 17
 LOOPBACK = "127.0.0.1"
 _CONFIG = Path(__file__).parent / "config"
+_HEADER_VALUES = "io/netty/handler/codec/http/HttpHeaderValues.class"
 
 
 class ServeError(Exception):
@@ -50,6 +52,11 @@ class RunFolder:
     def metrics(self) -> Path:
         """Where each worker's prometheus-client keeps its values."""
         return self.root / "metrics"
+
+    @property
+    def classes(self) -> Path:
+        """Java classes that come before TorchServe's own."""
+        return self.root / "classes"
 
     @property
     def drain_flag(self) -> Path:
@@ -144,7 +151,7 @@ def command(settings: ServeSettings, models: tuple[ServedModel, ...], *, folder:
         f"-Dlog4j.configurationFile={(_CONFIG / 'log4j2.xml').as_uri()}",
         f"-Dmodel_server_home={site_packages}",
         "-cp",
-        str(site_packages / "ts" / "frontend" / "model-server.jar"),
+        f"{folder.classes}:{_jar()}",
         "org.pytorch.serve.ModelServer",
         *("--python", sys.executable),
         *("--ts-config-file", str(folder.properties)),
@@ -153,6 +160,23 @@ def command(settings: ServeSettings, models: tuple[ServedModel, ...], *, folder:
         "--no-config-snapshot",
         *("--models", *(model.archive for model in models)),
     ]
+
+
+def leave_forms_unparsed(folder: RunFolder) -> None:
+    """Write a copy of Netty's table of header values in which no content type means a urlencoded form.
+
+    TorchServe parses such forms before any handler sees them, and answers 500 to bytes that are none, which is what
+    curl's --data-binary sends by default. With this table before its own they reach the handler as they were sent.
+    The name is replaced by one of the same length, so that nothing else in the class changes.
+    """
+    form = b"application/x-www-form-urlencoded"
+    with zipfile.ZipFile(_jar()) as archive:
+        table = archive.read(_HEADER_VALUES)
+    if table.count(form) != 1:
+        raise ServeError(f"expected {_HEADER_VALUES} to name {form.decode()} once: install torchserve==0.12.0 again")
+    target = folder.classes / _HEADER_VALUES
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(table.replace(form, b"x-segserve/".ljust(len(form), b"-")))
 
 
 def environment(inherited: Mapping[str, str], *, folder: RunFolder) -> dict[str, str]:
@@ -173,6 +197,10 @@ def environment(inherited: Mapping[str, str], *, folder: RunFolder) -> dict[str,
 def version() -> str:
     """TorchServe's version."""
     return importlib.metadata.version("torchserve")
+
+
+def _jar() -> Path:
+    return _torchserve_home() / "ts" / "frontend" / "model-server.jar"
 
 
 def _torchserve_home() -> Path:

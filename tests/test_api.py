@@ -211,6 +211,7 @@ def test_other_content_types_are_answered_with_how_to_send(content_type: str) ->
         (b'{"image": 7}', "expected a JSON object with the image as base64 text under 'image'"),
         (b'{"image": null}', "expected a JSON object with the image as base64 text under 'image'"),
         (b'{"image": "not base64!"}', "expected base64 under 'image', but it cannot be decoded"),
+        (b'{"image": "!AAAA"}', "expected base64 under 'image', but it cannot be decoded"),
         (b'{"image": "AAA"}', "expected base64 under 'image', but it cannot be decoded"),
         ('{"image": "äöü"}'.encode(), "expected base64 under 'image', but it cannot be decoded"),
     ],

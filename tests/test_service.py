@@ -411,6 +411,15 @@ def test_a_fault_of_decoding_or_encoding_is_one_items_own(
     assert [response.status for response in responses] == [status, 200]
 
 
+def test_an_answer_too_large_for_the_server_is_one_items_own(toy: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = [request(IMAGES[3], render="overlay"), request(IMAGES[1], render="overlay")]
+    smaller = toy.handle(asked)[1]
+    monkeypatch.setattr("segserve.service.MAX_ANSWER_BYTES", len(smaller.body))
+    too_large, good = toy.handle(asked)
+    assert f"expected an answer of at most {len(smaller.body)} bytes, but" in document(too_large, 413)["detail"]
+    assert good.body == smaller.body
+
+
 def test_a_service_that_is_not_ready_says_when_to_come_back(artifact: Artifact) -> None:
     predictor = FaultyPredictor(artifact.spec, AssertionError("nothing is to be predicted"))
     stopping = Service(artifact, predictor, name="stopping", version="1", pool_size=1)

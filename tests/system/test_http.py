@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
@@ -126,12 +127,10 @@ def test_poison_headers_change_nothing(service: LocalService, image: bytes) -> N
     assert post(service, SEGMENTATION, image, **poison).content == expected
 
 
-def _worker_pid(service: LocalService) -> set[str]:
+def _worker_pids(service: LocalService) -> set[int]:
     """Process ids of the Python workers below the service's own process."""
-    listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
-    rows = [line.split(None, 2) for line in listed.splitlines()[1:]]
-    java = {pid for pid, parent, _ in rows if parent == str(service.process.pid)}
-    return {pid for pid, parent, arguments in rows if parent in java and "model_service_worker" in arguments}
+    children = psutil.Process(service.process.pid).children(recursive=True)
+    return {child.pid for child in children if "model_service_worker" in " ".join(child.cmdline())}
 
 
 def test_broken_files_hurt_nobody(service: LocalService, image: bytes, shared_data: Path) -> None:
@@ -139,7 +138,7 @@ def test_broken_files_hurt_nobody(service: LocalService, image: bytes, shared_da
     odd = [(shared_data / "odd_images/files" / entry["file"]).read_bytes() for entry in manifest]
     alone = [post(service, SEGMENTATION, body) for body in odd]
     good_HW = mask_of(post(service, SEGMENTATION, image))
-    workers = _worker_pid(service)
+    workers = _worker_pids(service)
 
     mixed = [body for pair in zip(odd, [image] * len(odd), strict=True) for body in pair]
     with ThreadPoolExecutor(16) as pool:
@@ -153,7 +152,7 @@ def test_broken_files_hurt_nobody(service: LocalService, image: bytes, shared_da
     for answer in together[1::2]:
         assert (mask_of(answer) == good_HW).mean() >= 0.999
     assert len(workers) == 2
-    assert _worker_pid(service) == workers
+    assert _worker_pids(service) == workers
 
 
 def _samples(service: LocalService, name: str) -> dict[str, float]:
