@@ -34,7 +34,7 @@ class Options(Settings):
     tta: Plan = "none"
     aggregate: Aggregate = "mean"
     classes: tuple[str, ...] = ()
-    """Names of the classes asked for; empty: all."""
+    """Names of the classes asked for; empty, or the word `all`: all."""
     top_k: int = Field(default=5, ge=1)
     deadline_ms: int | None = Field(default=None, ge=1)
     """Counted from the request's arrival in the worker."""
@@ -44,7 +44,12 @@ class Options(Settings):
     def _comma_list(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
-        return tuple(name.strip() for name in value.split(",") if name.strip())
+        return () if value == "all" else tuple(name.strip() for name in value.split(",") if name.strip())
+
+    @field_validator("deadline_ms", mode="before")
+    @classmethod
+    def _word_none(cls, value: object) -> object:
+        return None if value == "none" else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +155,7 @@ def _read_json(body: bytes) -> tuple[bytes, Mapping[str, Any]]:
         raise Problem("bad-body", f"expected a JSON object with the image as base64 text under 'image': {HOW_TO_SEND}")
     text = document.pop("image")
     try:
-        return base64.b64decode(text, validate=True), document
+        return base64.b64decode("".join(text.split()), validate=True), document  # `base64 FILE` breaks lines
     except (binascii.Error, ValueError) as error:
         raise Problem("bad-body", f"expected base64 under 'image', but it cannot be decoded: {error}") from None
 

@@ -45,7 +45,8 @@ def render(
             segmentation.timings_ms = clock.milliseconds()
             return "application/json", segmentation.model_dump_json(exclude_none=True).encode()
         case ClassificationPrediction():
-            labels = _labels(prediction, asked, spec, model)
+            with clock("encode"):
+                labels = _labels(prediction, asked, spec, model)
             labels.timings_ms = clock.milliseconds()
             return "application/json", labels.model_dump_json().encode()
         case _:

@@ -4,7 +4,7 @@ It travels as `spec.json` beside the weights, so that nobody can serve weights w
 list or another network than they were trained with.
 """
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -17,6 +17,7 @@ Plan = Literal["none", "hflip", "flips", "d4", "multiscale", "multiscale-hflip"]
 Aggregate = Literal["mean", "logits", "max", "vote"]
 """How the views' answers are joined, see `segserve.tta`."""
 Color = tuple[int, int, int]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 MAX_CLASSES = 255
 """Masks are 8-bit; the index 255 is kept for "no class asked for"."""
@@ -54,7 +55,7 @@ class PreprocessSpec(Settings):
     """Pixels of the longer side at which the network sees the image; the shorter side keeps the aspect ratio."""
     mean: tuple[float, float, float]
     """Per channel, of values scaled to 0..1."""
-    std: tuple[float, float, float]
+    std: tuple[Positive, Positive, Positive]
 
 
 class ServingSpec(Settings):

@@ -80,6 +80,18 @@ def test_every_option_in_every_carrier(carrier: str, name: str, sent: Any, expec
     assert options.model_dump() == {**DEFAULTS, name: expected}
 
 
+@pytest.mark.parametrize("carrier", ["json", "form"])
+def test_the_contract_s_words_for_the_defaults_are_values(carrier: str) -> None:
+    options = parse_request(request(carrier, {"classes": "all", "deadline_ms": "none"}))[1]
+    assert (options.classes, options.deadline_ms) == ((), None)
+
+
+def test_base64_may_have_line_breaks() -> None:
+    body = json.dumps({"image": base64.encodebytes(IMAGE * 40).decode()}).encode()
+    given = Request(headers={"content-type": "application/json"}, fields={"body": body})
+    assert parse_request(given)[0] == IMAGE * 40
+
+
 def test_classes_may_be_a_json_list() -> None:
     assert parse_request(request("json", {"classes": ["sky", "a, b"]}))[1].classes == ("sky", "a, b")
 

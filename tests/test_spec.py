@@ -116,3 +116,10 @@ def test_a_wrong_spec_is_refused_with_the_reason(path: str, value: object, words
 def test_255_classes_are_the_most() -> None:
     classes = [{"id": index, "name": str(index), "color": [0, 0, 0]} for index in range(255)]
     assert ModelSpec.model_validate(changed("classes", classes)).num_classes == 255
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_deviation_that_cannot_be_divided_by_is_refused(value: float) -> None:
+    with pytest.raises(ValidationError) as caught:
+        ModelSpec.model_validate(changed("preprocess.std", [0.2, value, 0.2]))
+    assert "preprocess.std.1" in explain(caught.value)
