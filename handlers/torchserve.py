@@ -25,6 +25,7 @@ from handlers.store import ServedModel
 OLDEST_JAVA = 17
 LOOPBACK = "127.0.0.1"
 _CONFIG = Path(__file__).parent / "config"
+_FORMS = (b"application/x-www-form-urlencoded", b"multipart/form-data")
 _HEADER_VALUES = "io/netty/handler/codec/http/HttpHeaderValues.class"
 
 
@@ -163,20 +164,21 @@ def command(settings: ServeSettings, models: tuple[ServedModel, ...], *, folder:
 
 
 def leave_forms_unparsed(folder: RunFolder) -> None:
-    """Write a copy of Netty's table of header values in which no content type means a urlencoded form.
+    """Write a copy of Netty's table of header values in which no content type means a form.
 
-    TorchServe parses such forms before any handler sees them, and answers 500 to bytes that are none, which is what
-    curl's --data-binary sends by default. With this table before its own they reach the handler as they were sent.
-    The name is replaced by one of the same length, so that nothing else in the class changes.
+    TorchServe parses forms before any handler sees them, and answers 500 to what it cannot parse: broken multipart, and
+    nearly any image sent by curl's --data-binary, whose default is a urlencoded form. With this table before its own
+    they reach the handler as they were sent. A name of the same length leaves the rest of the class as it is.
     """
-    form = b"application/x-www-form-urlencoded"
     with zipfile.ZipFile(_jar()) as archive:
         table = archive.read(_HEADER_VALUES)
-    if table.count(form) != 1:
-        raise ServeError(f"expected {_HEADER_VALUES} to name {form.decode()} once: install torchserve==0.12.0 again")
+    for form in _FORMS:
+        if table.count(form) != 1:
+            raise ServeError(f"expected {form.decode()} once in {_HEADER_VALUES}: install torchserve==0.12.0 again")
+        table = table.replace(form, b"x-segserve/".ljust(len(form), b"-"))
     target = folder.classes / _HEADER_VALUES
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(table.replace(form, b"x-segserve/".ljust(len(form), b"-")))
+    target.write_bytes(table)
 
 
 def environment(inherited: Mapping[str, str], *, folder: RunFolder) -> dict[str, str]:

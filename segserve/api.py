@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
+from segserve.multipart import read_form
 from segserve.problem import Problem
 from segserve.settings import Settings, explain
 from segserve.spec import Aggregate, Plan
@@ -59,7 +60,7 @@ class Request:
     headers: Mapping[str, str]
     """Names in lower case."""
     fields: Mapping[str, bytes]
-    """`body` for a plain body, form fields by name, and the query's parameters."""
+    """The query's parameters, and `body`, or the form's fields where the server has parsed it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +85,9 @@ def parse_request(request: Request) -> tuple[bytes, Options]:
         for name, value in request.headers.items()
         if name.startswith(OPTION_HEADER) and name != f"{OPTION_HEADER}request-id"
     }
-    from_fields = {
-        name: value.decode("utf-8", "replace")
-        for name, value in request.fields.items()
-        if name not in ("body", "image")
-    }
-    return image, _parse_options({**from_headers, **from_fields, **from_body}, request.headers.get("accept", ""))
+    return image, _parse_options(
+        {**from_headers, **_as_text(request.fields), **from_body}, request.headers.get("accept", "")
+    )
 
 
 def _parse_options(raw: Mapping[str, Any], accept: str) -> Options:
@@ -129,7 +127,7 @@ def _read_body(request: Request) -> tuple[bytes, Mapping[str, Any]]:
     if content_type == "application/json":
         return _read_json(request.fields.get("body", b""))
     if content_type == "multipart/form-data":
-        return _read_form(request.fields), {}
+        return _read_form(request)
     if content_type.startswith("image/") or content_type in ("", "application/octet-stream"):
         return request.fields.get("body", b""), {}
     raise Problem("unsupported-type", f"expected an image, but got Content-Type {content_type!r}: {HOW_TO_SEND}")
@@ -139,11 +137,19 @@ def _media_type(content_type: str) -> str:
     return content_type.partition(";")[0].strip().lower()
 
 
-def _read_form(fields: Mapping[str, bytes]) -> bytes:
+def _read_form(request: Request) -> tuple[bytes, Mapping[str, Any]]:
+    """Some servers parse forms themselves; `segserve serve` hands them over as they were sent."""
+    fields = request.fields
+    if "body" in fields:
+        fields = read_form(request.headers["content-type"], fields["body"])
     if "image" not in fields:
         names = ", ".join(sorted(fields)) or "no field"
         raise Problem("bad-body", f"expected a file field 'image' in the form, but got {names}: {HOW_TO_SEND}")
-    return fields["image"]
+    return fields["image"], _as_text(fields)
+
+
+def _as_text(fields: Mapping[str, bytes]) -> dict[str, str]:
+    return {name: value.decode("utf-8", "replace") for name, value in fields.items() if name not in ("body", "image")}
 
 
 def _read_json(body: bytes) -> tuple[bytes, Mapping[str, Any]]:

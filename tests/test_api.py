@@ -86,6 +86,14 @@ def test_the_contract_s_words_for_the_defaults_are_values(carrier: str) -> None:
     assert (options.classes, options.deadline_ms) == ((), None)
 
 
+def test_a_form_may_come_unparsed() -> None:
+    body = b'--x\r\nContent-Disposition: form-data; name="top_k"\r\n\r\n3\r\n--x\r\nContent-Disposition: form-data; '
+    body += b'name="image"; filename="a"\r\n\r\n' + IMAGE + b"\r\n--x--\r\n"
+    given = Request(headers={"content-type": "multipart/form-data; boundary=x"}, fields={"body": body, "tta": b"d4"})
+    image, options = parse_request(given)
+    assert (image, options.top_k, options.tta) == (IMAGE, 3, "d4")
+
+
 def test_base64_may_have_line_breaks() -> None:
     body = json.dumps({"image": base64.encodebytes(IMAGE * 40).decode()}).encode()
     given = Request(headers={"content-type": "application/json"}, fields={"body": body})

@@ -60,16 +60,17 @@ def test_the_command_names_this_python_the_store_and_the_archives(tmp_path: Path
     assert "--no-config-snapshot" in line
 
 
-def test_no_content_type_is_a_urlencoded_form_any_more(tmp_path: Path) -> None:
+def test_no_content_type_is_a_form_any_more(tmp_path: Path) -> None:
     torchserve.leave_forms_unparsed(RunFolder(tmp_path))
     (written,) = tmp_path.rglob("*.class")
     with zipfile.ZipFile(torchserve._jar()) as jar:
         original = jar.read(str(written.relative_to(tmp_path / "classes")))
     table = written.read_bytes()
     assert len(table) == len(original)
-    assert b"urlencoded" in original
-    assert b"urlencoded" not in table
-    assert b"multipart/form-data" in table
+    for name in (b"application/x-www-form-urlencoded", b"multipart/form-data"):
+        assert name in original
+        assert name not in table
+    assert b"application/json" in table
 
 
 def test_each_java_gets_only_options_it_knows() -> None:

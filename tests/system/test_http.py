@@ -103,6 +103,8 @@ def test_labels(service: LocalService, image: bytes) -> None:
         (400, "'colour' is not a known key", {"X-Segserve-Colour": "red"}, None),
         (400, "the body is empty", {}, b""),
         (415, "expected one of JPEG", {}, b"hello, this is text"),
+        (400, "it cannot be parsed", {"Content-Type": "multipart/form-data"}, None),
+        (400, "expected a file field 'image'", {"Content-Type": "multipart/form-data; boundary=x"}, b"--x--"),
         (415, "--data-binary @FILE", {"Content-Type": "application/x-www-form-urlencoded"}, None),
         (422, "expected a whole", {}, b"\x89PNG\r\n\x1a\nbroken"),
     ],

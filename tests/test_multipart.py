@@ -1,0 +1,50 @@
+"""Multipart bodies, made by an independent client (httpx) and broken by hand."""
+
+import httpx
+import pytest
+
+from segserve.multipart import read_form
+from segserve.problem import Problem
+
+IMAGE = bytes(range(256)) * 8192
+
+
+def form(image: bytes) -> tuple[str, bytes]:
+    request = httpx.Request("POST", "http://here", files={"image": ("a.png", image)}, data={"tta": "flips"})
+    return request.headers["content-type"], request.read()
+
+
+def test_files_and_fields_come_out_as_they_went_in() -> None:
+    assert read_form(*form(IMAGE)) == {"image": IMAGE, "tta": b"flips"}
+
+
+@pytest.mark.parametrize("image", [b"", b"\r\n", b"\r\n--", b"--\r\n"])
+def test_line_breaks_and_dashes_are_no_boundaries(image: bytes) -> None:
+    assert read_form(*form(image))["image"] == image
+
+
+@pytest.mark.parametrize(
+    "content_type", ["multipart/form-data", "multipart/form-data; boundary=", "multipart/form-data; x"]
+)
+def test_without_a_boundary_it_is_refused(content_type: str) -> None:
+    with pytest.raises(Problem, match="expected multipart/form-data, but it cannot be parsed") as caught:
+        read_form(content_type, form(IMAGE)[1])
+    assert caught.value.status == 400
+
+
+@pytest.mark.parametrize("body", [b"", b"garbage", b"--", b"\xff" * 100])
+def test_garbage_has_no_image_or_is_refused(body: bytes) -> None:
+    content_type, _ = form(IMAGE)
+    try:
+        assert "image" not in read_form(content_type, body)
+    except Problem as problem:
+        assert problem.status == 400
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
+def test_a_form_cut_short_has_no_image_or_is_refused(share: float) -> None:
+    content_type, body = form(IMAGE)
+    try:
+        assert "image" not in read_form(content_type, body[: int(len(body) * share)])
+    except Problem as problem:
+        assert problem.status == 400
