@@ -112,15 +112,12 @@ def _predict(given: argparse.Namespace) -> int:
 
 
 def _load(path: Path) -> "tuple[Artifact, Predictor]":
-    import torch
-
     from segserve.artifact import check_example, load_artifact
-    from segserve.engines.torch_engine import TorchEngine
+    from segserve.engines.torch_engine import TorchEngine, best_device
     from segserve.predictor import build_predictor
 
     artifact = load_artifact(path)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    predictor = build_predictor(artifact.spec, TorchEngine(artifact.network, device=device))
+    predictor = build_predictor(artifact.spec, TorchEngine(artifact.network, device=best_device()))
     check_example(artifact, predictor)
     return artifact, predictor
 

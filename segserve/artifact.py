@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -79,8 +79,8 @@ def save_artifact(path: Path, spec: ModelSpec, network: nn.Module, *, example_HW
         artifact = load_artifact(folder)
         predictor = build_predictor(artifact.spec, TorchEngine(artifact.network))
         _write_example(folder, predictor, example_HWC)
-        check_example(load_artifact(folder), predictor)
-    return load_artifact(path)
+        check_example(artifact, predictor)
+    return replace(artifact, path=path)
 
 
 def load_artifact(path: Path) -> Artifact:

@@ -1,5 +1,6 @@
 """Predict files on disk, by the same path as the service: decode, predict, render."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -27,8 +28,7 @@ def predict_files(
     Raises:
         ValueError: two images would write the same files.
     """
-    stems = [image.stem for image in images]
-    twice = sorted({stem for stem in stems if stems.count(stem) > 1})
+    twice = sorted(stem for stem, count in Counter(image.stem for image in images).items() if count > 1)
     if twice:
         raise ValueError(
             f"expected different file names, but several are called {', '.join(twice)}: call once for each"
@@ -51,7 +51,9 @@ def _predict_batch(
     clock = StageClock()
     predictions = list[Prediction](predictor.predict(list(queries.values()), clock=clock))
     for (path, query), prediction in zip(queries.items(), predictions, strict=True):
-        _write(prediction, query, artifact, out / path.stem, clock)
+        own_clock = StageClock()
+        own_clock.seconds.update(clock.seconds)
+        _write(prediction, query, artifact, out / path.stem, own_clock)
         yield path, None
 
 

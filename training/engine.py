@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from segserve.engines.torch_engine import autocast, fastest_precision
+from segserve.engines.torch_engine import autocast, best_device, fastest_precision
 from segserve.preprocess import normalise
 from training.augment import seed_of
 from training.config import LossSettings, OptimSettings, Recipe
 from training.data import checked_dataset
-from training.evaluate import best_device, outcomes, summarise
+from training.evaluate import outcomes, summarise
 from training.layouts import Dataset
 from training.learner import Learner, build_learner
 from training.losses import cross_entropy, segmentation_loss

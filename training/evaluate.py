@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from segserve.artifact import Artifact
-from segserve.engines.torch_engine import TorchEngine
+from segserve.engines.torch_engine import TorchEngine, best_device
 from segserve.predictor import Prediction, Predictor, Query, SegmentationPrediction, build_predictor
 from segserve.settings import Settings
 from segserve.spec import Aggregate, ClassSpec, Plan, Task
@@ -150,11 +149,6 @@ def summarise(
             for entry, score, count in zip(dataset.classes, score_K.tolist(), count_K.tolist(), strict=True)
         ),
     )
-
-
-def best_device() -> torch.device:
-    """The GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _check_classes(classes: tuple[ClassSpec, ...], dataset: Dataset) -> None:

@@ -12,6 +12,11 @@ from torch import Tensor, nn
 Precision = Literal["float32", "bfloat16"]
 
 
+def best_device() -> torch.device:
+    """The GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def fastest_precision(device: torch.device) -> Precision:
     """`bfloat16` where the device has instructions for it, else `float32`."""
     if device.type == "cuda":
