@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 from segserve.multipart import read_form
 from segserve.problem import Problem
 from segserve.settings import Settings, explain
-from segserve.spec import Aggregate, Plan
+from segserve.spec import Aggregate, Measure, Plan
 
 OPTION_HEADER = "x-segserve-"
 
@@ -25,27 +25,58 @@ HOW_TO_SEND = (
 )
 
 
+Form = Literal["png", "json", "coco", "cvat", "labelstudio", "hf", "npz"]
+Render = Literal["index", "overlay", "confidence", "uncertainty"]
+Precision = Literal["uint8", "float16"]
+
+
 class Options(Settings):
     """What a client may ask for; the first value of each is the default."""
 
-    format: Literal["png", "json"] | None = None
-    """None: by the Accept header, else PNG for segmentation. Labels are always JSON."""
-    render: Literal["index", "overlay", "confidence", "uncertainty"] = "index"
-    masks: Literal["rle", "png", "none"] = "rle"
+    format: tuple[Form, ...] = ()
+    """Empty: by the Accept header, else PNG for segmentation and JSON for labels. Several: `multipart/mixed`."""
+    render: tuple[Render, ...] = ("index",)
+    """What PNG answers show; several: one PNG each, in `multipart/mixed`."""
+    masks: Literal["rle", "polygons", "png", "none"] = "rle"
+    """How JSON answers, COCO included, hold the masks."""
     tta: Plan = "none"
     aggregate: Aggregate = "mean"
+    measure: Measure = "entropy"
+    """What `render=uncertainty` shows."""
     classes: tuple[str, ...] = ()
     """Names of the classes asked for; empty, or the word `all`: all."""
+    objects: bool = False
+    """Also each connected region (8 neighbours) of a class: its box, area, centroid and confidence."""
+    split: Literal["none", "watershed"] = "none"
+    """`watershed`: touching objects of a class are taken apart where their outline narrows."""
+    min_area: int = Field(default=0, ge=0)
+    """Regions of fewer pixels take the class of the largest region beside them."""
+    simplify: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
+    """Most pixels by which a polygon may leave the outline; 0: it follows the pixels' edges."""
+    precision: Precision = "uint8"
+    """Of the probabilities in `format=npz`: 255 = 1, or half-precision floats."""
+    name: str = Field(default="image", min_length=1, max_length=255)
+    """The image's file name, for the forms that name it: `coco`, `cvat`, `labelstudio`."""
     top_k: int = Field(default=5, ge=1)
     deadline_ms: int | None = Field(default=None, ge=1)
-    """Counted from the request's arrival in the worker."""
+    """Counted from the request's arrival in the worker; no forward pass is begun after it."""
 
     @field_validator("classes", mode="before")
+    @classmethod
+    def _word_all(cls, value: object) -> object:
+        return () if value == "all" else value
+
+    @field_validator("format", "render", "classes", mode="before")
     @classmethod
     def _comma_list(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
-        return () if value == "all" else tuple(name.strip() for name in value.split(",") if name.strip())
+        return tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
+
+    @field_validator("render")
+    @classmethod
+    def _something_to_show(cls, value: tuple[Render, ...]) -> tuple[Render, ...]:
+        return value or ("index",)
 
     @field_validator("deadline_ms", mode="before")
     @classmethod
@@ -95,13 +126,22 @@ def _parse_options(raw: Mapping[str, Any], accept: str) -> Options:
         options = Options.model_validate(raw)
     except ValidationError as error:
         raise Problem("bad-option", explain(error, known_keys=tuple(Options.model_fields))) from None
-    if options.format is None and _prefers_json(accept):
-        return options.model_copy(update={"format": "json"})
-    return options
+    return options if options.format else options.model_copy(update={"format": _accepted(accept)})
 
 
-def _prefers_json(accept: str) -> bool:
-    return _preference(accept, "application/json") > _preference(accept, "image/png")
+ACCEPTED: dict[str, tuple[Form, ...]] = {
+    "image/png": ("png",),
+    "application/json": ("json",),
+    "multipart/mixed": ("png", "json"),
+}
+"""Media types a client may prefer, and the forms they stand for."""
+
+
+def _accepted(accept: str) -> tuple[Form, ...]:
+    """The forms the Accept header likes best; none where it likes several as well as any."""
+    ratings = {media_type: _preference(accept, media_type) for media_type in ACCEPTED}
+    best = max(ratings, key=lambda media_type: ratings[media_type])
+    return ACCEPTED[best] if ratings[best] > ratings["image/png"] else ()
 
 
 def _preference(accept: str, media_type: str) -> tuple[float, int]:
@@ -181,6 +221,22 @@ class ImageInfo(BaseModel):
     height: int
 
 
+class RleMask(BaseModel):
+    """COCO compressed run-length encoding, as pycocotools reads it."""
+
+    size: tuple[int, int]
+    """Height, width."""
+    counts: str
+
+
+class PolygonMask(BaseModel):
+    """GeoJSON MultiPolygon in pixel coordinates: (0, 0) is the image's upper left corner, x runs right and y down."""
+
+    type: Literal["MultiPolygon"] = "MultiPolygon"
+    coordinates: list[list[list[tuple[float, float]]]]
+    """Polygons of rings of points; the first ring of each is its outline, the others are its holes."""
+
+
 class ClassAnswer(BaseModel):
     """One class that is present in the mask."""
 
@@ -191,8 +247,26 @@ class ClassAnswer(BaseModel):
     fraction: float
     confidence: float
     """Mean probability over its pixels."""
-    mask: dict[str, Any] | None = None
-    """COCO compressed RLE, only with `masks=rle`."""
+    count: int | None = None
+    """Its objects, only with `objects=true`."""
+    mask: RleMask | PolygonMask | None = None
+    """Only with `masks=rle` or `masks=polygons`."""
+
+
+class ObjectAnswer(BaseModel):
+    """One object: a connected region of a class."""
+
+    id: int
+    """1, 2, ... in the order of the classes, then from top to bottom."""
+    class_id: int
+    class_name: str
+    box: tuple[int, int, int, int]
+    """x, y, width, height, in pixels."""
+    area: int
+    centroid: tuple[float, float]
+    """x, y of the mean of its pixels' centres; the first pixel's centre is (0.5, 0.5)."""
+    confidence: float
+    mask: RleMask | PolygonMask | None = None
 
 
 class PngMask(BaseModel):
@@ -203,9 +277,10 @@ class PngMask(BaseModel):
 
 
 class Uncertainty(BaseModel):
-    """0 to 1 each: entropy over its maximum, and how far the views agree with the answer."""
+    """0 to 1 each: means over the pixels, see `segserve.tta`."""
 
     mean_entropy: float
+    mutual_information: float
     view_agreement: float
 
 
@@ -223,7 +298,12 @@ class SegmentationAnswer(BaseModel):
     model: ModelInfo
     image: ImageInfo
     classes: list[ClassAnswer]
+    objects: list[ObjectAnswer] | None = None
+    """Only with `objects=true`."""
     mask: PngMask | None = None
+    """Only with `masks=png`."""
+    windows: int
+    """In how many pieces the network saw the image."""
     uncertainty: Uncertainty
     tta: TtaInfo
     timings_ms: dict[str, float]

@@ -6,9 +6,9 @@ Dimensions: B batch, V views, C channels, K classes, H, W.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from segserve.preprocess import (
     upright_bands,
     working_size,
 )
-from segserve.spec import Aggregate, ModelSpec, Plan
+from segserve.spec import Aggregate, Measure, ModelSpec, Plan
 from segserve.tta import PLANS
 
 MAX_FORWARD_PIXELS = 8 * 512 * 512
@@ -52,7 +52,12 @@ class Query:
     """Upright RGB, (H, W, 3)."""
     tta: Plan = "none"
     aggregate: Aggregate = "mean"
-    uncertainty_map: bool = False
+    maps: tuple[Measure, ...] = ()
+    """Uncertainty maps wanted."""
+    probabilities: Literal["uint8", "float16"] | None = None
+    """Wanted, at this precision."""
+    deadline: float | None = None
+    """Seconds of `time.perf_counter`; no forward pass is begun after it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,12 +68,18 @@ class SegmentationPrediction:
     """Class indices."""
     confidence_HW: NDArray[np.uint8]
     """Probability of the chosen class, 255 = 1."""
-    uncertainty_HW: NDArray[np.uint8] | None
-    """Entropy of the probabilities over its maximum, 255 = 1; only if it was asked for."""
+    uncertainty_HW: Mapping[Measure, NDArray[np.uint8]]
+    """The maps asked for, 255 = most uncertain, see `segserve.tta`."""
+    probs_KHW: NDArray[np.uint8] | NDArray[np.float16] | None
+    """Class probabilities, only if asked for: 255 = 1, or floats. Their first largest class is that of `mask_HW`."""
     mean_entropy: float
-    """0 (certain) to 1, at the working size."""
+    """0 (certain) to 1, at the working size; so are the next two."""
+    mutual_information: float
+    """0 (the views say the same) to 1."""
     view_agreement: float
-    """Share of the views' pixels that agree with the aggregate, at the working size."""
+    """Share of the views' pixels that agree with the aggregate."""
+    windows: int
+    """In how many pieces the network saw the image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +88,7 @@ class ClassificationPrediction:
 
     probs_K: NDArray[np.float32]
     mean_entropy: float
+    mutual_information: float
     view_agreement: float
 
 

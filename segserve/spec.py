@@ -16,6 +16,8 @@ Plan = Literal["none", "hflip", "flips", "d4", "multiscale", "multiscale-hflip"]
 """Views of test-time augmentation, see `segserve.tta`."""
 Aggregate = Literal["mean", "logits", "max", "vote"]
 """How the views' answers are joined, see `segserve.tta`."""
+Measure = Literal["entropy", "mutual-information", "disagreement"]
+"""What an uncertainty map shows, see `segserve.tta`."""
 Color = tuple[int, int, int]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -46,16 +48,44 @@ class NetworkSpec(Settings):
     """Where the encoder's weights came from before training: `none`, `torchvision:NAME` or `file:sha256:DIGEST`."""
 
 
-class PreprocessSpec(Settings):
-    """From an upright 8-bit RGB image to the network's input. Depends on sizes and this spec, never on pixel values."""
+class Sizing(Settings):
+    """At which size, and in how many pieces, the network sees an image."""
 
-    resize: Literal["always", "larger"] = "always"
-    """`always`: the longer side becomes `working_side`; `larger`: only images with a longer side are made smaller."""
+    resize: Literal["always", "larger", "never"] = "always"
+    """`always`: the longer side becomes `working_side`; `larger`: only images with a longer side are made smaller;
+    `never`: images keep their size, and those above `working_side` are seen in overlapping windows of that side."""
     working_side: int = Field(ge=32)
     """Pixels of the longer side at which the network sees the image; the shorter side keeps the aspect ratio."""
+    overlap: int = Field(default=0, ge=0)
+    """Least pixels that neighbouring windows share; only with `resize = "never"`."""
+
+    @model_validator(mode="after")
+    def _overlap_fits(self) -> Self:
+        if self.overlap and self.resize != "never":
+            raise ValueError(f"expected overlap only with resize = 'never', but resize is {self.resize!r}: remove it")
+        if self.overlap > self.working_side // 2:
+            raise ValueError(
+                f"expected overlap to be at most half of working_side ({self.working_side}), but got {self.overlap}: "
+                "lower it"
+            )
+        return self
+
+
+class PreprocessSpec(Sizing):
+    """From an upright 8-bit RGB image to the network's input. Depends on sizes and this spec, never on pixel values."""
+
     mean: tuple[float, float, float]
     """Per channel, of values scaled to 0..1."""
     std: tuple[Positive, Positive, Positive]
+
+
+class CalibrationSpec(Settings):
+    """Temperature scaling (Guo et al. 2017, https://arxiv.org/abs/1706.04599), fitted on held-out images."""
+
+    temperature: Positive = 1.0
+    """Logits are divided by it before the softmax; 1 leaves them as they are."""
+    split: str | None = None
+    """The split it was fitted on; None: it was not fitted."""
 
 
 class ServingSpec(Settings):
@@ -87,6 +117,7 @@ class ModelSpec(Settings):
     classes: tuple[ClassSpec, ...] = Field(min_length=2, max_length=MAX_CLASSES)
     ignore_index: int | None = None
     preprocess: PreprocessSpec
+    calibration: CalibrationSpec = CalibrationSpec()
     serving: ServingSpec = ServingSpec()
     provenance: Provenance
     weights_sha256: str = ""

@@ -3,12 +3,12 @@
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from segserve.settings import Settings, explain
-from segserve.spec import EncoderName, ServingSpec, Task
+from segserve.spec import EncoderName, ServingSpec, Sizing, Task
 
 
 class DataSettings(Settings):
@@ -24,14 +24,6 @@ class NetworkSettings(Settings):
     encoder: EncoderName = "resnet50"
     encoder_weights: str = "none"
     """`none`, `imagenet` (downloaded by torchvision), or the path of a file with a torchvision state dict."""
-
-
-class PreprocessSettings(Settings):
-    """How large the network sees an image. Mean and standard deviation are not chosen: see `training.engine`."""
-
-    resize: Literal["always", "larger"] = "always"
-    """`always`: the longer side becomes `working_side`; `larger`: only images with a longer side are made smaller."""
-    working_side: int = Field(ge=32)
 
 
 class AugmentSettings(Settings):
@@ -110,7 +102,8 @@ class Recipe(Settings):
     seed: int = Field(default=0, ge=0)
     data: DataSettings
     network: NetworkSettings = NetworkSettings()
-    preprocess: PreprocessSettings
+    preprocess: Sizing
+    """Mean and standard deviation are not chosen: see `training.engine`."""
     augment: AugmentSettings
     loss: LossSettings = LossSettings()
     optim: OptimSettings
