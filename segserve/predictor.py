@@ -1,14 +1,17 @@
 """The one path from images to predictions: training-time evaluation, the offline command and the service all call it.
 
-preprocess -> views -> engine, in batches of one padded size -> inverse views -> aggregate -> undo the geometry.
+windows -> preprocess -> views -> engine, in batches of one padded size -> inverse views -> aggregate -> blend windows
+-> undo the geometry.
 
 Dimensions: B batch, V views, C channels, K classes, H, W.
 """
 
+import logging
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Generic, Literal, Protocol, TypeVar, assert_never, cast
 
 import numpy as np
 import torch
@@ -29,7 +32,10 @@ from segserve.preprocess import (
     working_size,
 )
 from segserve.spec import Aggregate, Measure, ModelSpec, Plan
+from segserve.tiling import Band, Grid, Span, grid, strips
 from segserve.tta import PLANS
+
+logger = logging.getLogger(__name__)
 
 MAX_FORWARD_PIXELS = 8 * 512 * 512
 """Most pixels in one forward pass; a larger group runs in several."""
@@ -93,62 +99,221 @@ class ClassificationPrediction:
 
 
 Prediction = SegmentationPrediction | ClassificationPrediction
+P = TypeVar("P", SegmentationPrediction, ClassificationPrediction)
 
 
-class SegmentationPredictor:
-    """Images to masks. Images of different sizes, plans and aggregators go in one call; answers keep their order."""
+class Predictor(Generic[P]):
+    """Images to predictions. Images of different sizes, plans and aggregators go in one call; answers keep their order.
+
+    Args:
+        spec: of the model.
+        engine: runs its network.
+    """
 
     def __init__(self, spec: ModelSpec, engine: Engine) -> None:
         self.spec = spec
         self.engine = engine
 
-    @torch.inference_mode()
-    def predict(self, queries: Sequence[Query], *, clock: StageClock | None = None) -> list[SegmentationPrediction]:
-        """One prediction a query, in order; `clock` receives the seconds of each stage."""
+    def predict(self, queries: Sequence[Query], *, clock: StageClock | None = None) -> list[P]:
+        """One prediction a query, in order; raises what `attempt` returns.
+
+        Args:
+            queries: of any sizes, plans and aggregators.
+            clock: receives the seconds of each stage.
+        """
+        outcomes = self.attempt(queries, clock=clock)
+        for outcome in outcomes:
+            if isinstance(outcome, Exception):
+                raise outcome
+        return cast(list[P], outcomes)
+
+    def attempt(self, queries: Sequence[Query], *, clock: StageClock | None = None) -> list[P | Exception]:
+        """For each query its prediction, or what prevented it, which prevents no other query's.
+
+        A batch that fails, for want of memory for example, is tried again in halves. A query whose deadline has passed
+        gets a TimeoutError, one that is too large for tiling a `tiling.TooLarge`.
+        """
         clock = clock or StageClock()
-        scores = _all_scores(queries, self.spec, self.engine, stride=STRIDE, clock=clock)
-        return [self._finish(query, scores_VKHW, clock) for query, scores_VKHW in zip(queries, scores, strict=True)]
+        try:
+            return self._predict_together(queries, clock)
+        except Exception as error:
+            release_memory(self.engine.device)
+            if len(queries) == 1:
+                return [error]
+            logger.warning("a batch of %d failed and is tried in halves: %s", len(queries), error)
+        middle = len(queries) // 2
+        return self.attempt(queries[:middle], clock=clock) + self.attempt(queries[middle:], clock=clock)
+
+    def _predict_together(self, queries: Sequence[Query], clock: StageClock) -> list[P | Exception]:
+        raise NotImplementedError
+
+    def _working_image(self, image_HWC: NDArray[np.uint8]) -> Tensor:
+        image_CHW = to_tensor(image_HWC).to(self.engine.device)
+        size = working_size((image_CHW.shape[-2], image_CHW.shape[-1]), self.spec.preprocess)
+        return normalise(resize_image(image_CHW, size), self.spec.preprocess)
+
+    def _scores(
+        self, images: Sequence[Tensor], queries: Sequence[Query], *, stride: int, clock: StageClock
+    ) -> list[Tensor | TimeoutError]:
+        """For each image (3, h, w) the scores of its query's views: (V, K, h, w), or (V, K) for labels."""
+        with clock("preprocess"):
+            looks = [
+                _Look(view_index, image_index, view.forward(image_CHW))
+                for image_index, (image_CHW, query) in enumerate(zip(images, queries, strict=True))
+                for view_index, view in enumerate(PLANS[query.tta])
+            ]
+        views: list[list[Tensor]] = [[] for _ in images]
+        for batch, size in _batches(looks, stride=stride):
+            in_time = [look for look in batch if not _is_late(queries[look.image_index])]
+            for look, logits_K in zip(in_time, self._logits(in_time, size, clock), strict=True):
+                image_CHW, query = images[look.image_index], queries[look.image_index]
+                with clock("tta"):
+                    views[look.image_index].append(self._undo(look, logits_K, query, image_CHW))
+        return [
+            torch.stack(scores) if len(scores) == len(PLANS[query.tta]) else TimeoutError("the deadline has passed")
+            for scores, query in zip(views, queries, strict=True)
+        ]
+
+    def _logits(self, looks: Sequence["_Look"], size: Size, clock: StageClock) -> Tensor:
+        if not looks:
+            return torch.empty(0)
+        with clock("preprocess"):
+            images_BCHW = torch.cat([pad(look.image_CHW[None], size) for look in looks])
+        with clock("forward"):
+            return self.engine(images_BCHW)
+
+    def _undo(self, look: "_Look", logits_K: Tensor, query: Query, image_CHW: Tensor) -> Tensor:
+        """Scores of one view; those of pixels are cropped and brought back to the image's geometry."""
+        temperature = self.spec.calibration.temperature
+        if logits_K.dim() == 1:
+            return tta.scores(logits_K, query.aggregate, temperature=temperature)
+        height, width = look.size
+        scores_KHW = tta.scores(logits_K[:, :height, :width], query.aggregate, temperature=temperature)
+        size_of_image = image_CHW.shape[-2], image_CHW.shape[-1]
+        return PLANS[query.tta][look.view_index].inverse(scores_KHW, size_of_image)
+
+
+class SegmentationPredictor(Predictor[SegmentationPrediction]):
+    """Images to masks."""
+
+    @torch.inference_mode()
+    def _predict_together(
+        self, queries: Sequence[Query], clock: StageClock
+    ) -> list[SegmentationPrediction | Exception]:
+        grids = [grid(_size(query), self.spec.preprocess) for query in queries]
+        whole = [index for index, query_grid in enumerate(grids) if query_grid.num_windows == 1]
+        answers: dict[int, SegmentationPrediction | Exception] = dict(
+            zip(whole, self._predict_whole([queries[index] for index in whole], clock), strict=True)
+        )
+        for index, query in enumerate(queries):
+            if index not in answers:
+                answers[index] = self._predict_windows(query, grids[index], clock)
+        return [answers[index] for index in range(len(queries))]
+
+    def _predict_whole(self, queries: Sequence[Query], clock: StageClock) -> list[SegmentationPrediction | Exception]:
+        """Images that the network sees in one piece each, all of them together."""
+        with clock("preprocess"):
+            images = [self._working_image(query.image_HWC) for query in queries]
+        scores = self._scores(images, queries, stride=STRIDE, clock=clock)
+        return [
+            scores_VKHW if isinstance(scores_VKHW, Exception) else self._finish(query, scores_VKHW, clock)
+            for query, scores_VKHW in zip(queries, scores, strict=True)
+        ]
 
     def _finish(self, query: Query, scores_VKHW: Tensor, clock: StageClock) -> SegmentationPrediction:
         with clock("tta"):
-            probs_KHW = tta.combine(scores_VKHW, query.aggregate)
-            agreement = tta.view_agreement(scores_VKHW, probs_KHW)
+            maps_MHW = _maps(scores_VKHW, query.aggregate)
         with clock("postprocess"):
-            mask_HW, confidence_HW, uncertainty_HW = _upright_maps(probs_KHW, query)
-            return SegmentationPrediction(
-                mask_HW=mask_HW,
-                confidence_HW=confidence_HW,
-                uncertainty_HW=uncertainty_HW,
-                mean_entropy=tta.entropy(probs_KHW).mean().item(),
-                view_agreement=agreement,
-            )
+            answer = _Answer(query)
+            answer.note(maps_MHW)
+            top = 0
+            for band_MHW in upright_bands(answer.needed(maps_MHW), _size(query)):
+                answer.paint(band_MHW, top=top, left=0)
+                top += band_MHW.shape[1]
+            return answer.prediction(num_windows=1)
+
+    def _predict_windows(
+        self, query: Query, query_grid: Grid, clock: StageClock
+    ) -> SegmentationPrediction | TimeoutError:
+        """One image in overlapping windows, in memory that does not grow with the image."""
+        answer = _Answer(query)
+        num_maps = self.spec.num_classes + NUM_DOUBTS
+        height = max(row.stop - row.start for row in query_grid.rows)
+        for strip in strips(query_grid.columns, height, num_maps):
+            band = Band(strip, height=height, num_maps=num_maps, device=self.engine.device)
+            for index, row in enumerate(query_grid.rows):
+                if not self._blend_row(query, row, band, clock):
+                    return TimeoutError("the deadline has passed")
+                is_last = index + 1 == len(query_grid.rows)
+                with clock("postprocess"):
+                    done_MHW = band.take(row.stop if is_last else query_grid.rows[index + 1].start)
+                    answer.note(done_MHW)
+                    answer.paint(done_MHW, top=row.start, left=strip.left)
+        return answer.prediction(num_windows=query_grid.num_windows)
+
+    def _blend_row(self, query: Query, row: Span, band: Band, clock: StageClock) -> bool:
+        """Add one row of windows to the band; False: the deadline has passed."""
+        columns = band.strip.columns
+        window_pixels = (row.stop - row.start) * max(column.stop - column.start for column in columns)
+        at_once = max(1, MAX_FORWARD_PIXELS // (window_pixels * len(PLANS[query.tta])))
+        for first in range(0, len(columns), at_once):
+            group = columns[first : first + at_once]
+            with clock("preprocess"):
+                images = [
+                    self._working_image(query.image_HWC[row.start : row.stop, column.start : column.stop])
+                    for column in group
+                ]
+            scores = self._scores(images, [query] * len(group), stride=STRIDE, clock=clock)
+            for column, scores_VKHW in zip(group, scores, strict=True):
+                if isinstance(scores_VKHW, TimeoutError):
+                    return False
+                with clock("tta"):
+                    band.add(_maps(scores_VKHW, query.aggregate), row, column)
+        return True
 
 
-class ClassificationPredictor:
+class ClassificationPredictor(Predictor[ClassificationPrediction]):
     """Images to class probabilities."""
 
-    def __init__(self, spec: ModelSpec, engine: Engine) -> None:
-        self.spec = spec
-        self.engine = engine
-
     @torch.inference_mode()
-    def predict(self, queries: Sequence[Query], *, clock: StageClock | None = None) -> list[ClassificationPrediction]:
-        """One prediction a query, in order; `clock` receives the seconds of each stage."""
-        clock = clock or StageClock()
+    def _predict_together(
+        self, queries: Sequence[Query], clock: StageClock
+    ) -> list[ClassificationPrediction | Exception]:
+        with clock("preprocess"):
+            images = [self._working_image(query.image_HWC) for query in queries]
         # Global average pooling would see padding, so that only images of one size share a batch.
-        scores = _all_scores(queries, self.spec, self.engine, stride=1, clock=clock)
+        scores = self._scores(images, queries, stride=1, clock=clock)
         with clock("tta"):
-            return [_labels(query, scores_VK) for query, scores_VK in zip(queries, scores, strict=True)]
+            return [
+                scores_VK if isinstance(scores_VK, Exception) else _labels(query, scores_VK)
+                for query, scores_VK in zip(queries, scores, strict=True)
+            ]
 
 
-Predictor = SegmentationPredictor | ClassificationPredictor
-
-
-def build_predictor(spec: ModelSpec, engine: Engine) -> Predictor:
+def build_predictor(spec: ModelSpec, engine: Engine) -> SegmentationPredictor | ClassificationPredictor:
     """The predictor for the spec's task."""
     if spec.task == "segmentation":
         return SegmentationPredictor(spec, engine)
     return ClassificationPredictor(spec, engine)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether Python, a GPU or PyTorch's allocator for the CPU, which has no exception of its own, lacked memory."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back what PyTorch keeps of a GPU's memory for later."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _size(query: Query) -> Size:
+    return query.image_HWC.shape[0], query.image_HWC.shape[1]
+
+
+def _is_late(query: Query) -> bool:
+    return query.deadline is not None and time.perf_counter() > query.deadline
 
 
 def _labels(query: Query, scores_VK: Tensor) -> ClassificationPrediction:
@@ -156,7 +321,8 @@ def _labels(query: Query, scores_VK: Tensor) -> ClassificationPrediction:
     return ClassificationPrediction(
         probs_K=probs_K.cpu().numpy(),
         mean_entropy=tta.entropy(probs_K).item(),
-        view_agreement=tta.view_agreement(scores_VK, probs_K),
+        mutual_information=tta.mutual_information(scores_VK, query.aggregate).item(),
+        view_agreement=1 - tta.disagreement(scores_VK, probs_K).item(),
     )
 
 
@@ -165,43 +331,12 @@ class _Look:
     """One view of one image, ready for the network but for padding."""
 
     view_index: int
-    query_index: int
+    image_index: int
     image_CHW: Tensor
 
     @property
     def size(self) -> Size:
         return self.image_CHW.shape[-2], self.image_CHW.shape[-1]
-
-
-def _all_scores(
-    queries: Sequence[Query], spec: ModelSpec, engine: Engine, *, stride: int, clock: StageClock
-) -> list[Tensor]:
-    """For each query the scores of its views, (V, K, h, w) at the working size or (V, K)."""
-    with clock("preprocess"):
-        images = [_working_image(query, spec, engine.device) for query in queries]
-        looks = [
-            _Look(view_index, query_index, view.forward(images[query_index]))
-            for query_index, query in enumerate(queries)
-            for view_index, view in enumerate(PLANS[query.tta])
-        ]
-    views: list[list[Tensor]] = [[torch.empty(0)] * len(PLANS[query.tta]) for query in queries]
-    for batch, size in _batches(looks, stride=stride):
-        with clock("preprocess"):
-            images_BCHW = torch.cat([pad(look.image_CHW[None], size) for look in batch])
-        with clock("forward"):
-            logits_BK = engine(images_BCHW)
-        with clock("tta"):
-            for look, logits_K in zip(batch, logits_BK, strict=True):
-                working_image_CHW, query = images[look.query_index], queries[look.query_index]
-                size_of_image = (working_image_CHW.shape[-2], working_image_CHW.shape[-1])
-                views[look.query_index][look.view_index] = _undo(look, logits_K, query, size_of_image)
-    return [torch.stack(scores_of_views) for scores_of_views in views]
-
-
-def _working_image(query: Query, spec: ModelSpec, device: torch.device) -> Tensor:
-    image_CHW = to_tensor(query.image_HWC).to(device)
-    size = working_size((image_CHW.shape[-2], image_CHW.shape[-1]), spec.preprocess)
-    return normalise(resize_image(image_CHW, size), spec.preprocess)
 
 
 def _batches(looks: Sequence[_Look], *, stride: int) -> Iterator[tuple[list[_Look], Size]]:
@@ -215,30 +350,101 @@ def _batches(looks: Sequence[_Look], *, stride: int) -> Iterator[tuple[list[_Loo
             yield group[first : first + most], size
 
 
-def _undo(look: _Look, logits_K: Tensor, query: Query, size: Size) -> Tensor:
-    """Scores of one view; those of pixels are cropped and brought back to the image's geometry."""
-    if logits_K.dim() == 1:
-        return tta.scores(logits_K, query.aggregate)
-    height, width = look.size
-    scores_KHW = tta.scores(logits_K[:, :height, :width], query.aggregate)
-    return PLANS[query.tta][look.view_index].inverse(scores_KHW, size)
+NUM_DOUBTS = 2
 
 
-def _upright_maps(
-    probs_KHW: Tensor, query: Query
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8] | None]:
-    """Mask, confidence and (if asked for) uncertainty at the image's own size."""
-    size = query.image_HWC.shape[0], query.image_HWC.shape[1]
-    masks, confidences, uncertainties = [], [], []
-    for band_KHW in upright_bands(probs_KHW, size):
-        confidence_HW, mask_HW = band_KHW.max(dim=0)
-        masks.append(mask_HW.to(torch.uint8).cpu())
-        confidences.append(_to_8_bit(confidence_HW))
-        if query.uncertainty_map:
-            uncertainties.append(_to_8_bit(tta.entropy(band_KHW)))
-    uncertainty = torch.cat(uncertainties).numpy() if uncertainties else None
-    return torch.cat(masks).numpy(), torch.cat(confidences).numpy(), uncertainty
+def _maps(scores_VKHW: Tensor, aggregate: Aggregate) -> Tensor:
+    """(M, H, W) with M = K + 2: the class probabilities, then mutual information and disagreement."""
+    probs_KHW = tta.combine(scores_VKHW, aggregate)
+    doubts = tta.mutual_information(scores_VKHW, aggregate), tta.disagreement(scores_VKHW, probs_KHW)
+    return torch.cat([probs_KHW, torch.stack(doubts)])
 
 
-def _to_8_bit(values_HW: Tensor) -> Tensor:
-    return (values_HW * 255).round().clamp(0, 255).to(torch.uint8).cpu()
+class _Answer:
+    """A prediction in the making: maps come in pieces, and leave as 8-bit pixels of the upright image."""
+
+    def __init__(self, query: Query) -> None:
+        self.query = query
+        size = _size(query)
+        self.mask_HW = np.empty(size, dtype=np.uint8)
+        self.confidence_HW = np.empty(size, dtype=np.uint8)
+        self.uncertainty_HW: dict[Measure, NDArray[np.uint8]] = {
+            measure: np.empty(size, dtype=np.uint8) for measure in query.maps
+        }
+        self.probs_KHW: NDArray[np.uint8] | NDArray[np.float16] | None = None
+        self._sums = np.zeros(1 + NUM_DOUBTS)
+        self._num_pixels = 0
+
+    def needed(self, maps_MHW: Tensor) -> Tensor:
+        """Without the maps that nobody asked to see."""
+        return maps_MHW if self.query.maps else maps_MHW[:-NUM_DOUBTS]
+
+    def note(self, maps_MHW: Tensor) -> None:
+        """Count these maps in the means."""
+        probs_KHW, doubts = maps_MHW[:-NUM_DOUBTS], maps_MHW[-NUM_DOUBTS:]
+        means = [tta.entropy(probs_KHW).mean().item(), *doubts.mean(dim=(-2, -1)).tolist()]
+        num_pixels = probs_KHW[0].numel()
+        self._sums += np.array(means) * num_pixels
+        self._num_pixels += num_pixels
+
+    def paint(self, maps_MHW: Tensor, *, top: int, left: int) -> None:
+        """Put maps of a part of the image in their place."""
+        probs_KHW = maps_MHW[:-NUM_DOUBTS] if self.query.maps else maps_MHW
+        place = np.s_[top : top + maps_MHW.shape[1], left : left + maps_MHW.shape[2]]
+        confidence_HW, mask_HW = probs_KHW.max(dim=0)
+        self.mask_HW[place] = mask_HW.to(torch.uint8).cpu().numpy()
+        self.confidence_HW[place] = _to_8_bit(confidence_HW)
+        for measure, map_HW in self.uncertainty_HW.items():
+            map_HW[place] = _to_8_bit(_measured(maps_MHW, measure))
+        if self.query.probabilities:
+            values_KHW = quantised(probs_KHW, self.mask_HW[place], precision=self.query.probabilities)
+            if self.probs_KHW is None:
+                self.probs_KHW = np.empty((len(values_KHW), *self.mask_HW.shape), dtype=values_KHW.dtype)
+            self.probs_KHW[:, *place] = values_KHW
+
+    def prediction(self, *, num_windows: int) -> SegmentationPrediction:
+        entropy, information, disagreement = (self._sums / self._num_pixels).tolist()
+        return SegmentationPrediction(
+            mask_HW=self.mask_HW,
+            confidence_HW=self.confidence_HW,
+            uncertainty_HW=self.uncertainty_HW,
+            probs_KHW=self.probs_KHW,
+            mean_entropy=entropy,
+            mutual_information=information,
+            view_agreement=1 - disagreement,
+            windows=num_windows,
+        )
+
+
+def _measured(maps_MHW: Tensor, measure: Measure) -> Tensor:
+    match measure:
+        case "entropy":
+            return tta.entropy(maps_MHW[:-NUM_DOUBTS])
+        case "mutual-information":
+            return maps_MHW[-2]
+        case "disagreement":
+            return maps_MHW[-1]
+        case _:
+            assert_never(measure)
+
+
+def quantised(
+    probs_KHW: Tensor, mask_HW: NDArray[np.uint8], *, precision: Literal["uint8", "float16"]
+) -> NDArray[np.uint8] | NDArray[np.float16]:
+    """Probabilities in fewer bits, of which the first largest is still the mask's class.
+
+    Rounding can make an earlier class equal to the mask's; it is then lowered by one step.
+    """
+    values_KHW: NDArray[np.uint8] | NDArray[np.float16]
+    values_KHW = _to_8_bit(probs_KHW) if precision == "uint8" else probs_KHW.to(torch.float16).cpu().numpy()
+    best_1HW = np.take_along_axis(values_KHW, mask_HW[None].astype(np.intp), axis=0)
+    earlier_KHW = np.arange(len(values_KHW))[:, None, None] < mask_HW
+    tied_KHW = earlier_KHW & (values_KHW == best_1HW)
+    tied_N = values_KHW[tied_KHW]
+    values_KHW[tied_KHW] = tied_N - 1 if precision == "uint8" else np.nextafter(tied_N, np.float16(0))
+    return values_KHW
+
+
+def _to_8_bit(values: Tensor) -> NDArray[np.uint8]:
+    levels: NDArray[np.uint8] = (values * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+    return levels

@@ -63,10 +63,11 @@ class Sizing(Settings):
     def _overlap_fits(self) -> Self:
         if self.overlap and self.resize != "never":
             raise ValueError(f"expected overlap only with resize = 'never', but resize is {self.resize!r}: remove it")
-        if self.overlap > self.working_side // 2:
+        most = min(self.working_side // 2, self.working_side - 32)
+        if self.overlap > most:
             raise ValueError(
-                f"expected overlap to be at most half of working_side ({self.working_side}), but got {self.overlap}: "
-                "lower it"
+                f"expected overlap to be at most half of working_side and 32 pixels less than it, {most}, "
+                f"but got {self.overlap}: lower it"
             )
         return self
 
@@ -128,6 +129,8 @@ class ModelSpec(Settings):
         ids = [entry.id for entry in self.classes]
         if ids != list(range(len(ids))):
             raise ValueError(f"expected class ids 0 to {len(ids) - 1} in order, but got {ids}")
+        if self.task == "classification" and self.preprocess.resize == "never":
+            raise ValueError("expected preprocess.resize 'always' or 'larger' for classification, but got 'never'")
         names = [entry.name for entry in self.classes]
         if len(set(names)) < len(names):
             raise ValueError(f"expected class names that differ, but got {names}")

@@ -61,8 +61,9 @@ PLANS: dict[Plan, tuple[View, ...]] = {
 """The first view of every plan is the image itself."""
 
 
-def scores(logits_K: Tensor, aggregate: Aggregate) -> Tensor:
+def scores(logits_K: Tensor, aggregate: Aggregate, *, temperature: float = 1.0) -> Tensor:
     """What is to be aggregated of one view: its logits for `logits`, else its probabilities (K, ...)."""
+    logits_K = logits_K / temperature
     return logits_K if aggregate == "logits" else logits_K.softmax(dim=0)
 
 
@@ -99,13 +100,30 @@ def _vote(probs_VK: Tensor) -> Tensor:
     return (votes_K + tie_weight * probs_VK.mean(dim=0)) / (num_views + tie_weight)
 
 
-def entropy(probs_K: Tensor) -> Tensor:
-    """Shannon entropy over the classes divided by ln K: probabilities (K, ...) to (...), 0 certain, 1 uniform."""
-    nats: Tensor = torch.special.entr(probs_K).sum(dim=0)
-    return nats / math.log(probs_K.shape[0])
+def entropy(probs_K: Tensor, *, dim: int = 0) -> Tensor:
+    """Shannon entropy over the classes, at `dim`, divided by ln K: 0 certain, 1 uniform."""
+    nats: Tensor = torch.special.entr(probs_K).sum(dim=dim)
+    return nats / math.log(probs_K.shape[dim])
 
 
-def view_agreement(scores_VK: Tensor, probs_K: Tensor) -> float:
-    """Share, over views and pixels, of the views' classes that equal the aggregate's class: 0 to 1, 1 for one view."""
-    agree_V = scores_VK.argmax(dim=1) == probs_K.argmax(dim=0)
-    return agree_V.float().mean().item()
+def mutual_information(scores_VK: Tensor, aggregate: Aggregate) -> Tensor:
+    """What the choice of a view says about the class: the entropy of the views' mean less the mean of their entropies.
+
+    Houlsby et al. 2011, https://arxiv.org/abs/1112.5745, there of a model's parameters.
+
+    Args:
+        scores_VK: (V, K, ...) float, as `scores` gives them.
+        aggregate: which scores these are.
+
+    Returns:
+        (...), divided by ln K: 0 where the views give the same probabilities, at most the entropy of their mean.
+    """
+    if scores_VK.shape[0] == 1:
+        return torch.zeros_like(scores_VK[0, 0])
+    probs_VK = scores_VK.softmax(dim=1) if aggregate == "logits" else scores_VK
+    return (entropy(probs_VK.mean(dim=0)) - entropy(probs_VK, dim=1).mean(dim=0)).clamp(min=0)
+
+
+def disagreement(scores_VK: Tensor, probs_K: Tensor) -> Tensor:
+    """Share of the views whose class is not the aggregate's: (V, K, ...) and (K, ...) to (...), 0 to 1."""
+    return (scores_VK.argmax(dim=1) != probs_K.argmax(dim=0)).float().mean(dim=0)

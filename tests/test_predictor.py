@@ -46,10 +46,10 @@ def assert_same(found: SegmentationPrediction, expected: SegmentationPrediction)
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("size", SIZES)
 def test_a_mask_has_its_images_size(size: Size, plan: Plan, spec: ModelSpec) -> None:
-    query = Query(image_HWC=random_image(*size), tta=plan, uncertainty_map=True)
+    query = Query(image_HWC=random_image(*size), tta=plan, maps=("entropy",))
     (found,) = SegmentationPredictor(spec, ToyEngine()).predict([query])
-    assert found.mask_HW.shape == found.confidence_HW.shape == found.uncertainty_HW.shape == size
-    assert found.mask_HW.dtype == found.confidence_HW.dtype == found.uncertainty_HW.dtype == np.uint8
+    assert found.mask_HW.shape == found.confidence_HW.shape == found.uncertainty_HW["entropy"].shape == size
+    assert found.mask_HW.dtype == found.confidence_HW.dtype == found.uncertainty_HW["entropy"].dtype == np.uint8
     assert found.mask_HW.max() < spec.num_classes
 
 
@@ -58,13 +58,13 @@ def test_a_mask_has_its_images_size(size: Size, plan: Plan, spec: ModelSpec) -> 
 def test_a_per_pixel_network_gives_the_numpy_answer(size: Size, plan: Plan, spec: ModelSpec) -> None:
     spec = at_most(spec, 256)
     image_HWC = random_image(*size)
-    query = Query(image_HWC=image_HWC, tta=plan, uncertainty_map=True)
+    query = Query(image_HWC=image_HWC, tta=plan, maps=("entropy",))
     (found,) = SegmentationPredictor(spec, ToyEngine()).predict([query])
     probs_HWK = expected_probs(image_HWC, spec)
     entropy_HW = -(probs_HWK * np.log(probs_HWK)).sum(axis=-1) / np.log(4)
     np.testing.assert_array_equal(found.mask_HW, probs_HWK.argmax(axis=-1))
     np.testing.assert_allclose(found.confidence_HW, probs_HWK.max(axis=-1) * 255, atol=0.51)
-    np.testing.assert_allclose(found.uncertainty_HW, entropy_HW * 255, atol=0.51)
+    np.testing.assert_allclose(found.uncertainty_HW["entropy"], entropy_HW * 255, atol=0.51)
     assert found.mean_entropy == pytest.approx(entropy_HW.mean(), abs=1e-5)
     assert found.view_agreement == 1
 
@@ -126,10 +126,10 @@ def test_images_are_not_changed(plan: Plan, spec: ModelSpec) -> None:
 
 def test_the_uncertainty_map_comes_only_when_asked_for(spec: ModelSpec) -> None:
     image_HWC = random_image(20, 30)
-    queries = [Query(image_HWC=image_HWC), Query(image_HWC=image_HWC, uncertainty_map=True)]
+    queries = [Query(image_HWC=image_HWC), Query(image_HWC=image_HWC, maps=("entropy",))]
     without, with_map = SegmentationPredictor(spec, ToyEngine()).predict(queries)
-    assert without.uncertainty_HW is None
-    assert with_map.uncertainty_HW is not None
+    assert without.uncertainty_HW == {}
+    assert set(with_map.uncertainty_HW) == {"entropy"}
     assert_same(without, with_map)
 
 
