@@ -23,9 +23,9 @@ from segserve.clock import StageClock
 from segserve.preprocess import (
     STRIDE,
     Size,
+    aligned,
     normalise,
     pad,
-    padded_size,
     resize_image,
     to_tensor,
     upright_bands,
@@ -149,7 +149,7 @@ class Predictor(Generic[P]):
 
     def _working_image(self, image_HWC: NDArray[np.uint8]) -> Tensor:
         image_CHW = to_tensor(image_HWC).to(self.engine.device)
-        size = working_size((image_CHW.shape[-2], image_CHW.shape[-1]), self.spec.preprocess)
+        size = working_size(_size(image_CHW), self.spec.preprocess)
         return normalise(resize_image(image_CHW, size), self.spec.preprocess)
 
     def _scores(
@@ -157,40 +157,42 @@ class Predictor(Generic[P]):
     ) -> list[Tensor | TimeoutError]:
         """For each image (3, h, w) the scores of its query's views: (V, K, h, w), or (V, K) for labels."""
         with clock("preprocess"):
+            # Padded before they are turned, images keep their place on the network's grid in every view.
+            padded = [pad(image_CHW, aligned(_size(image_CHW), stride)) for image_CHW in images]
             looks = [
                 _Look(view_index, image_index, view.forward(image_CHW))
-                for image_index, (image_CHW, query) in enumerate(zip(images, queries, strict=True))
+                for image_index, (image_CHW, query) in enumerate(zip(padded, queries, strict=True))
                 for view_index, view in enumerate(PLANS[query.tta])
             ]
         views: list[list[Tensor]] = [[] for _ in images]
         for batch, size in _batches(looks, stride=stride):
             in_time = [look for look in batch if not _is_late(queries[look.image_index])]
             for look, logits_K in zip(in_time, self._logits(in_time, size, clock), strict=True):
-                image_CHW, query = images[look.image_index], queries[look.image_index]
+                query = queries[look.image_index]
                 with clock("tta"):
-                    views[look.image_index].append(self._undo(look, logits_K, query, image_CHW))
+                    scores_K = self._undo(look, logits_K, query, _size(padded[look.image_index]))
+                    views[look.image_index].append(scores_K)
         return [
-            torch.stack(scores) if len(scores) == len(PLANS[query.tta]) else TimeoutError("the deadline has passed")
-            for scores, query in zip(views, queries, strict=True)
+            _cropped(torch.stack(scores), _size(image_CHW))
+            if len(scores) == len(PLANS[query.tta])
+            else TimeoutError("the deadline has passed")
+            for scores, image_CHW, query in zip(views, images, queries, strict=True)
         ]
 
     def _logits(self, looks: Sequence["_Look"], size: Size, clock: StageClock) -> Tensor:
         if not looks:
             return torch.empty(0)
         with clock("preprocess"):
-            images_BCHW = torch.cat([pad(look.image_CHW[None], size) for look in looks])
+            images_BCHW = torch.stack([pad(look.image_CHW, size) for look in looks])
         with clock("forward"):
             return self.engine(images_BCHW)
 
-    def _undo(self, look: "_Look", logits_K: Tensor, query: Query, image_CHW: Tensor) -> Tensor:
-        """Scores of one view; those of pixels are cropped and brought back to the image's geometry."""
-        temperature = self.spec.calibration.temperature
-        if logits_K.dim() == 1:
-            return tta.scores(logits_K, query.aggregate, temperature=temperature)
-        height, width = look.size
-        scores_KHW = tta.scores(logits_K[:, :height, :width], query.aggregate, temperature=temperature)
-        size_of_image = image_CHW.shape[-2], image_CHW.shape[-1]
-        return PLANS[query.tta][look.view_index].inverse(scores_KHW, size_of_image)
+    def _undo(self, look: "_Look", logits_K: Tensor, query: Query, size: Size) -> Tensor:
+        """Scores of one view; those of pixels are brought back to the geometry of the padded image, of `size`."""
+        scores_K = tta.scores(logits_K, query.aggregate, temperature=self.spec.calibration.temperature)
+        if scores_K.dim() == 1:
+            return scores_K
+        return PLANS[query.tta][look.view_index].inverse(_cropped(scores_K, look.size), size)
 
 
 class SegmentationPredictor(Predictor[SegmentationPrediction]):
@@ -200,7 +202,7 @@ class SegmentationPredictor(Predictor[SegmentationPrediction]):
     def _predict_together(
         self, queries: Sequence[Query], clock: StageClock
     ) -> list[SegmentationPrediction | Exception]:
-        grids = [grid(_size(query), self.spec.preprocess) for query in queries]
+        grids = [grid(_upright_size(query), self.spec.preprocess) for query in queries]
         whole = [index for index, query_grid in enumerate(grids) if query_grid.num_windows == 1]
         answers: dict[int, SegmentationPrediction | Exception] = dict(
             zip(whole, self._predict_whole([queries[index] for index in whole], clock), strict=True)
@@ -227,7 +229,7 @@ class SegmentationPredictor(Predictor[SegmentationPrediction]):
             answer = _Answer(query)
             answer.note(maps_MHW)
             top = 0
-            for band_MHW in upright_bands(answer.needed(maps_MHW), _size(query)):
+            for band_MHW in upright_bands(answer.needed(maps_MHW), _upright_size(query)):
                 answer.paint(band_MHW, top=top, left=0)
                 top += band_MHW.shape[1]
             return answer.prediction(num_windows=1)
@@ -248,7 +250,7 @@ class SegmentationPredictor(Predictor[SegmentationPrediction]):
                 with clock("postprocess"):
                     done_MHW = band.take(row.stop if is_last else query_grid.rows[index + 1].start)
                     answer.note(done_MHW)
-                    answer.paint(done_MHW, top=row.start, left=strip.left)
+                    answer.paint(answer.needed(done_MHW), top=row.start, left=strip.left)
         return answer.prediction(num_windows=query_grid.num_windows)
 
     def _blend_row(self, query: Query, row: Span, band: Band, clock: StageClock) -> bool:
@@ -308,8 +310,17 @@ def release_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def _size(query: Query) -> Size:
+def _upright_size(query: Query) -> Size:
     return query.image_HWC.shape[0], query.image_HWC.shape[1]
+
+
+def _size(image_CHW: Tensor) -> Size:
+    return image_CHW.shape[-2], image_CHW.shape[-1]
+
+
+def _cropped(scores_VK: Tensor, size: Size) -> Tensor:
+    """Without the padding at the right and the bottom; labels' scores, (V, K), have none."""
+    return scores_VK if scores_VK.dim() < 3 else scores_VK[..., : size[0], : size[1]]
 
 
 def _is_late(query: Query) -> bool:
@@ -336,14 +347,14 @@ class _Look:
 
     @property
     def size(self) -> Size:
-        return self.image_CHW.shape[-2], self.image_CHW.shape[-1]
+        return _size(self.image_CHW)
 
 
 def _batches(looks: Sequence[_Look], *, stride: int) -> Iterator[tuple[list[_Look], Size]]:
     """Groups of one padded size, each small enough for one forward pass."""
     groups: defaultdict[Size, list[_Look]] = defaultdict(list)
     for look in looks:
-        groups[look.size if stride == 1 else padded_size(look.size)].append(look)
+        groups[aligned(look.size, stride)].append(look)
     for size, group in groups.items():
         most = max(1, MAX_FORWARD_PIXELS // (size[0] * size[1]))
         for first in range(0, len(group), most):
@@ -365,7 +376,7 @@ class _Answer:
 
     def __init__(self, query: Query) -> None:
         self.query = query
-        size = _size(query)
+        size = _upright_size(query)
         self.mask_HW = np.empty(size, dtype=np.uint8)
         self.confidence_HW = np.empty(size, dtype=np.uint8)
         self.uncertainty_HW: dict[Measure, NDArray[np.uint8]] = {

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms.v2 import functional as transforms
 
-from segserve.spec import PreprocessSpec
+from segserve.spec import PreprocessSpec, Sizing
 
 STRIDE = 32
 """The encoder halves the resolution five times; sizes are padded to a multiple of this, so that images batch."""
@@ -25,11 +25,11 @@ Size = tuple[int, int]
 """Height, width."""
 
 
-def working_size(size: Size, spec: PreprocessSpec) -> Size:
+def working_size(size: Size, spec: Sizing) -> Size:
     """Size at which the network sees an image of `size`: at least 1x1, aspect ratio kept to the nearest pixel."""
     height, width = size
     longest = max(height, width)
-    if spec.resize == "larger" and longest <= spec.working_side:
+    if spec.resize == "never" or (spec.resize == "larger" and longest <= spec.working_side):
         return size
     scale = spec.working_side / longest
     return max(1, round(height * scale)), max(1, round(width * scale))
@@ -55,16 +55,16 @@ def normalise(image_CHW: Tensor, spec: PreprocessSpec) -> Tensor:
     return (image_CHW.float() / 255 - mean_C11) / std_C11
 
 
-def padded_size(size: Size) -> Size:
-    """The size, each side rounded up to a multiple of the network's stride."""
+def aligned(size: Size, stride: int) -> Size:
+    """The size, each side rounded up to a multiple of `stride`."""
     height, width = size
-    return math.ceil(height / STRIDE) * STRIDE, math.ceil(width / STRIDE) * STRIDE
+    return math.ceil(height / stride) * stride, math.ceil(width / stride) * stride
 
 
-def pad(images_BCHW: Tensor, size: Size) -> Tensor:
-    """Repeat the last row and column until the images have `size`."""
-    height, width = images_BCHW.shape[-2:]
-    return functional.pad(images_BCHW, (0, size[1] - width, 0, size[0] - height), mode="replicate")
+def pad(image_CHW: Tensor, size: Size) -> Tensor:
+    """Repeat the last row and column until the image has `size`."""
+    height, width = image_CHW.shape[-2:]
+    return functional.pad(image_CHW, (0, size[1] - width, 0, size[0] - height), mode="replicate")
 
 
 def upright_bands(probs_KHW: Tensor, size: Size) -> Iterator[Tensor]:

@@ -9,7 +9,7 @@ from segserve.preprocess import (
     Size,
     normalise,
     pad,
-    padded_size,
+    aligned,
     resize_image,
     to_tensor,
     upright_bands,
@@ -90,14 +90,14 @@ def test_resize_equals_pillows_antialiased_bilinear(size: Size) -> None:
 @pytest.mark.parametrize(
     ("size", "expected"), [((1, 1), (32, 32)), ((32, 64), (32, 64)), ((33, 64), (64, 64)), ((45, 100), (64, 128))]
 )
-def test_padded_size(size: Size, expected: Size) -> None:
-    assert padded_size(size) == expected
+def test_aligned(size: Size, expected: Size) -> None:
+    assert aligned(size, 32) == expected
 
 
 @pytest.mark.parametrize("size", [(1, 1), (31, 32), (5, 9), (32, 64)])
 def test_pad_repeats_the_edge(size: Size) -> None:
     images_BCHW = torch.randn(2, 3, *size)
-    target = padded_size(size)
+    target = aligned(size, 32)
     expected = np.pad(
         images_BCHW.numpy(), [(0, 0), (0, 0), (0, target[0] - size[0]), (0, target[1] - size[1])], mode="edge"
     )
