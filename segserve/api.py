@@ -40,7 +40,9 @@ class Options(Settings):
     masks: Literal["rle", "polygons", "png", "none"] = "rle"
     """How JSON answers, COCO included, hold the masks."""
     tta: Plan = "none"
+    """Views of test-time augmentation, see `segserve.tta`."""
     aggregate: Aggregate = "mean"
+    """How the views' answers are joined, see `segserve.tta`."""
     measure: Measure = "entropy"
     """What `render=uncertainty` shows."""
     classes: tuple[str, ...] = ()
@@ -58,6 +60,7 @@ class Options(Settings):
     name: str = Field(default="image", min_length=1, max_length=255)
     """The image's file name, for the forms that name it: `coco`, `cvat`, `labelstudio`."""
     top_k: int = Field(default=5, ge=1)
+    """How many labels, the likeliest first."""
     deadline_ms: int | None = Field(default=None, ge=1)
     """Counted from the request's arrival in the worker; no forward pass is begun after it."""
 

@@ -1,17 +1,26 @@
 """Bytes to images, and masks to bytes. Every limit on what is decoded is here.
 
-What becomes of each kind of image is one rule per kind, in `_to_rgb`: palettes are looked up, gray is repeated, 12- and
-16-bit gray is scaled so that the largest value becomes 255, CMYK is converted by Pillow's formula, transparency is
-composed on white; colour profiles are not applied.
+What becomes of each kind of image is one rule per kind, written down in docs/images.md; the code of those rules is
+`_to_rgb`.
 """
 
 import base64
 import io
+import re
+import struct
+import time
 import warnings
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, TiffImagePlugin
+from PIL.AvifImagePlugin import AvifImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 from pycocotools import mask as coco
 
 from segserve.problem import Problem
@@ -19,18 +28,46 @@ from segserve.spec import ClassSpec
 
 MAX_BYTES = 32 * 2**20
 MAX_PIXELS = 100_000_000
+MAX_SECONDS = 10.0
+"""Of decoding one file. What is decoded in one call of a C library (WebP, AVIF, compressed TIFF) cannot be stopped; see
+docs/images.md for how long those can take."""
 NO_CLASS = 255
 """Mask index of pixels whose class was not asked for."""
 
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
-"""Pillow's names; its JPEG reader also takes MPO, which has no reader of its own."""
-SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"BM", b"GIF8")
-"""How files of these formats begin; WEBP and AVIF have a length first, see `_has_known_signature`."""
+READERS: dict[bytes, type[ImageFile.ImageFile]] = {
+    rb"\xff\xd8\xff": JpegImageFile,
+    rb"\x89PNG": PngImageFile,
+    rb"RIFF.{4}WEBP": WebPImageFile,
+    rb"II\*\0|MM\0\*|II\+\0|MM\0\+": TiffImageFile,
+    rb"BM": BmpImageFile,
+    rb"GIF8": GifImageFile,
+    rb".{4}ftyp.{0,40}avi[fs]": AvifImageFile,
+}
+"""How files begin, and Pillow's reader for them. Of the images in an MPO file the JPEG reader takes the first."""
+FORMATS = tuple(reader.format or "" for reader in READERS.values())
+
+TIFF_COMPRESSIONS = {
+    *("raw", "tiff_ccitt", "group3", "group4", "tiff_lzw", "jpeg", "tiff_adobe_deflate", "tiff_deflate", "packbits"),
+    "zstd",
+}
+"""Pillow's names. Rare ones (old JPEG, LZMA, ThunderScan, SGI, WebP) are refused: nobody tests their decoders."""
+
+NOT_TAKEN = re.compile("cannot handle|unknown pixel mode|unsupported|.* support not installed", re.IGNORECASE)
+"""How Pillow's readers begin to say that a file is whole, but of a kind they do not read."""
+
+MAX_TIFF_PIECES = 100_000
+"""Strips or tiles; Pillow makes an object of several hundred bytes of each before anything can be checked."""
+
+JPEG_PROCESSES = (0xC0, 0xC1, 0xC2, 0xC3)
+"""Baseline, extended, progressive and lossless with Huffman codes. Arithmetic codes cannot be decoded piece by piece,
+and no decoder here knows the hierarchical ones."""
+
+JPEG_BLOCK = 4096
+"""Bytes of a JPEG file decoded between two looks at the clock: a scan over 100 megapixels can be 100 bytes long."""
 
 # Pillow raises its own bomb error where an image claims twice this; `_open` refuses from MAX_PIXELS on, also later
 # frames and embedded thumbnails, so that the warning in between says nothing new.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
-Image.init()  # all plugins now, not in whichever thread first meets a format
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 UPRIGHT = {
@@ -45,6 +82,32 @@ UPRIGHT = {
 """What undoes each EXIF orientation."""
 
 
+MODES = ("1", "L", "P", "RGB", "YCbCr", "CMYK", "LA", "La", "PA", "RGBA")
+"""Pillow's names of what `_to_rgb` takes beside gray of 16 bits."""
+
+_OFFSET_TAGS = (TiffImagePlugin.STRIPOFFSETS, TiffImagePlugin.TILEOFFSETS)
+
+
+class _TimedFile(io.BytesIO):
+    """A file that cannot be read any more once MAX_SECONDS have passed.
+
+    Pillow's decoding has no limit of its own, but asks for the file piece by piece.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._end = time.monotonic() + MAX_SECONDS
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if time.monotonic() > self._end:
+            raise Problem(
+                "too-large",
+                f"expected an image that is decoded within {MAX_SECONDS:g} s, but this one takes longer: "
+                "send a smaller or a simpler one",
+            )
+        return super().read(size)
+
+
 def decode_image(data: bytes) -> NDArray[np.uint8]:
     """Decode an image file's first frame.
 
@@ -55,7 +118,7 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
         Upright RGB, (H, W, 3) uint8.
 
     Raises:
-        Problem: `bad-body` (empty), `too-large`, `unsupported-type` or `undecodable`.
+        Problem: `bad-body` (empty), `too-large` (bytes, pixels or time), `unsupported-type` or `undecodable`.
     """
     if not data:
         raise Problem("bad-body", "expected the bytes of an image, but the body is empty: send the file as the body")
@@ -63,7 +126,7 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
         raise Problem("too-large", f"expected at most {MAX_BYTES} bytes, but got {len(data)}: send a smaller file")
     with _open(data) as image:
         try:
-            return np.asarray(_to_rgb(_upright(image)))
+            return np.asarray(_upright(image, _load(image, data)))
         except (Problem, MemoryError):
             raise
         except Exception as error:  # Pillow's readers raise nearly anything on broken files
@@ -71,72 +134,174 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
             raise Problem("undecodable", reason) from None
 
 
-def _open(data: bytes) -> Image.Image:
-    """Read the header only, and check the size it claims."""
+def _open(data: bytes) -> ImageFile.ImageFile:
+    """Read the header only, and check what it claims."""
+    reader = _reader(data)
+    if reader is TiffImageFile:
+        _check_tiff_pieces(data)
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        image = reader(_TimedFile(data))
+    except Image.DecompressionBombError as error:
         raise Problem("too-large", f"expected at most {MAX_PIXELS} pixels: {error}") from None
-    except MemoryError:
+    except (Problem, MemoryError):
         raise
     except Exception as error:  # as above
-        raise _unreadable(data, error) from None
-    if image.width * image.height > MAX_PIXELS:
-        raise Problem(
-            "too-large",
-            f"expected at most {MAX_PIXELS} pixels, but got {image.width} x {image.height}: send a smaller image",
-        )
+        raise _unreadable(reader, error) from None
+    _check_pixels(image.width, image.height)
+    if isinstance(image, TiffImageFile):
+        _check_tiff_work(image)
+    if isinstance(image, JpegImageFile):
+        _check_jpeg_process(image, data)
     return image
 
 
-def _unreadable(data: bytes, error: Exception) -> Problem:
-    if _has_known_signature(data):
-        reason = "its header is broken" if isinstance(error, UnidentifiedImageError) else str(error)
-        return Problem("undecodable", f"expected a whole image, but it cannot be read: {reason}")
+def _reader(data: bytes) -> type[ImageFile.ImageFile]:
+    for signature, reader in READERS.items():
+        if re.match(signature, data, re.DOTALL):
+            return reader
     known = ", ".join(FORMATS)
-    return Problem("unsupported-type", f"expected one of {known}, but the bytes start with {data[:8]!r}")
+    raise Problem("unsupported-type", f"expected one of {known}, but the bytes start with {data[:8]!r}")
 
 
-def _has_known_signature(data: bytes) -> bool:
-    is_webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
-    return is_webp or data[4:12] in (b"ftypavif", b"ftypavis") or data.startswith(SIGNATURES)
+def _unreadable(reader: type[ImageFile.ImageFile], error: Exception) -> Problem:
+    if NOT_TAKEN.match(str(error)):
+        return Problem("unsupported-type", f"expected a common kind of {reader.format}, but got another: {error}")
+    return Problem("undecodable", f"expected a whole {reader.format} image, but its header cannot be read: {error}")
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _check_pixels(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise Problem(
+            "too-large", f"expected at most {MAX_PIXELS} pixels, but got {width} x {height}: send a smaller image"
+        )
+
+
+def _check_tiff_pieces(data: bytes) -> None:
+    """Refuse a first directory that lists more strips or tiles than any honest file."""
+    pieces = max((count for tag, count in _tiff_counts(data) if tag in _OFFSET_TAGS), default=0)
+    if pieces > MAX_TIFF_PIECES:
+        raise Problem(
+            "too-large", f"expected at most {MAX_TIFF_PIECES} strips or tiles, but got {pieces}: save it in larger ones"
+        )
+
+
+def _tiff_counts(data: bytes) -> list[tuple[int, int]]:
+    """The tags of the first directory, and how many values each has. None where it is broken: Pillow says how."""
+    order = "<" if data.startswith(b"II") else ">"
+    is_big = b"+" in data[2:4]
+    try:
+        (start,) = struct.unpack_from(order + ("Q" if is_big else "I"), data, 8 if is_big else 4)
+        (entries,) = struct.unpack_from(order + ("Q" if is_big else "H"), data, start)
+    except struct.error:
+        return []
+    entry = struct.Struct(order + ("H2xQ8x" if is_big else "H2xI4x"))
+    table = data[start + (8 if is_big else 2) :][: min(entries, len(data) // entry.size) * entry.size]
+    return list(entry.iter_unpack(table[: len(table) // entry.size * entry.size]))
+
+
+def _check_tiff_work(image: TiffImageFile) -> None:
+    """Bound what libtiff, which cannot be stopped, has to do: the pixels it decodes and the bytes it reads for them."""
+    tags, compression = image.tag_v2, image.info["compression"]
+    if compression not in TIFF_COMPRESSIONS:
+        raise Problem("unsupported-type", f"expected a common TIFF compression, but got {compression}: save it as LZW")
+    _check_pixels(
+        _in_whole_tiles(tags[TiffImagePlugin.IMAGEWIDTH], tags.get(TiffImagePlugin.TILEWIDTH)),
+        _in_whole_tiles(tags[TiffImagePlugin.IMAGELENGTH], tags.get(TiffImagePlugin.TILELENGTH)),
+    )
+    counts = tags.get(TiffImagePlugin.TILEBYTECOUNTS) or tags.get(TiffImagePlugin.STRIPBYTECOUNTS) or ()
+    if sum(counts) > MAX_BYTES:  # only strips that share bytes add up to more than the file has
+        raise Problem("too-large", f"expected strips of at most {MAX_BYTES} bytes in all, but got {sum(counts)}")
+
+
+def _check_jpeg_process(image: JpegImageFile, data: bytes) -> None:
+    """Pillow's reader has read the start of frame, but does not tell which it was."""
+    frame = struct.pack(">HBHHB", 8 + 3 * image.layers, image.bits, image.height, image.width, image.layers)
+    found = re.search(rb"\xff([\xc0-\xcf])" + re.escape(frame), data)
+    if found and found[1][0] not in JPEG_PROCESSES:
+        raise Problem(
+            "unsupported-type",
+            f"expected a baseline, progressive or lossless JPEG with Huffman codes, but got SOF{found[1][0] - 0xC0}: "
+            "save it as baseline",
+        )
+
+
+def _in_whole_tiles(pixels: int, tile: int | None) -> int:
+    return pixels if not tile else -(-pixels // tile) * tile
+
+
+def _load(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
+    """The pixels as stored, 8-bit RGB."""
+    if isinstance(image, JpegImageFile):
+        image.decodermaxblock = JPEG_BLOCK
+    if isinstance(image, PngImageFile) and "transparency" in image.info:
+        if image.tile[0].args == "RGB;16B":
+            return _without_16_bit_key(image, data)
+        _scale_key(image)
+    image.load()
+    return _to_rgb(image)
+
+
+def _scale_key(image: PngImageFile) -> None:
+    """Bring the transparent gray or colour of a PNG to 8 bits, as Pillow brings the pixels, but not it."""
+    key, raw_mode = image.info["transparency"], image.tile[0].args
+    if raw_mode in ("L;2", "L;4"):
+        largest = 2 ** int(raw_mode[-1]) - 1
+        image.info["transparency"] = (key & largest) * (255 // largest)
+    elif raw_mode == "L":
+        image.info["transparency"] = key & 255
+    elif raw_mode == "RGB":
+        image.info["transparency"] = tuple(channel & 255 for channel in key)
+
+
+def _without_16_bit_key(image: PngImageFile, data: bytes) -> Image.Image:
+    """White where all 16 bits of the three samples are the transparent colour's; Pillow keeps the upper 8 only."""
+    key_C = np.array(image.info["transparency"])
+    lower = _open(data)
+    lower.tile = [lower.tile[0]._replace(args="RGB;16L")]  # samples are big-endian, so that this takes the lower byte
+    upper_HWC, lower_HWC = np.array(image), np.asarray(lower)
+    is_key_HW = ((upper_HWC == key_C >> 8) & (lower_HWC == key_C & 255)).all(axis=-1)
+    upper_HWC[is_key_HW] = 255
+    return Image.fromarray(upper_HWC)
+
+
+def _upright(image: Image.Image, pixels: Image.Image) -> Image.Image:
     """As the camera was held. Unlike Pillow's `exif_transpose` this writes no EXIF, which fails on broken tags."""
-    image.load()  # Pillow turns TIFF itself while loading
-    method = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    return image if method is None else image.transpose(method)
+    method = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))  # Pillow turns TIFF itself while loading
+    return pixels if method is None else pixels.transpose(method)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB by one rule per mode."""
     if image.mode.startswith("I;16"):
         return _gray_from_16_bit(image)
-    if image.mode in ("I", "F"):
+    if image.mode not in MODES:
         raise Problem(
             "unsupported-type",
-            f"expected 1, 8 or 16 bits a sample, but the image has 32 (Pillow's mode {image.mode}): convert it first",
+            f"expected 1 to 16 bits a sample, gray, palette, RGB, YCbCr or CMYK, but got Pillow's mode {image.mode}: "
+            "convert it first",
         )
     if image.has_transparency_data:
-        rgba = image.convert("RGBA")
+        straight = image.convert("LA") if image.mode == "La" else image
         white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
+        return Image.alpha_composite(white, straight.convert("RGBA")).convert("RGB")
     return image.convert("RGB")
 
 
 def _gray_from_16_bit(image: Image.Image) -> Image.Image:
+    """Scaled so that the largest value becomes 255."""
     largest = 2 ** _bits_per_sample(image) - 1
-    gray_HW = (np.asarray(image).astype(np.uint32) * 255 + largest // 2) // largest
+    levels = (np.arange(2**16) * 255 + largest // 2) // largest
+    if isinstance(image, TiffImageFile) and image.tag_v2[TiffImagePlugin.PHOTOMETRIC_INTERPRETATION] == 0:
+        levels = 255 - levels  # white is zero; Pillow has no such mode with 16 bits
     transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        gray_HW[np.asarray(image) == transparent] = 255
-    return Image.fromarray(gray_HW.astype(np.uint8)).convert("RGB")
+    if transparent is not None:
+        levels[transparent] = 255
+    return Image.fromarray(levels.clip(0, 255).astype(np.uint8)[np.asarray(image)]).convert("RGB")
 
 
 def _bits_per_sample(image: Image.Image) -> int:
     """16, or 12 in some TIFF files; Pillow has one mode for both."""
-    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+    if not isinstance(image, TiffImageFile):
         return 16
     return int(image.tag_v2[TiffImagePlugin.BITSPERSAMPLE][0])
 

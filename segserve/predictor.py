@@ -32,13 +32,15 @@ from segserve.preprocess import (
     working_size,
 )
 from segserve.spec import Aggregate, Measure, ModelSpec, Plan
-from segserve.tiling import Band, Grid, Span, grid, strips
+from segserve.tiling import Band, Grid, Span, TooLarge, grid, strips
 from segserve.tta import PLANS
 
 logger = logging.getLogger(__name__)
 
 MAX_FORWARD_PIXELS = 8 * 512 * 512
 """Most pixels in one forward pass; a larger group runs in several."""
+MAX_SCORES = 2**28
+"""Most numbers that the views of a batch may hold at once (1 GiB of float32)."""
 
 
 class Engine(Protocol):
@@ -102,7 +104,7 @@ Prediction = SegmentationPrediction | ClassificationPrediction
 P = TypeVar("P", SegmentationPrediction, ClassificationPrediction)
 
 
-class Predictor(Generic[P]):
+class ImagePredictor(Generic[P]):
     """Images to predictions. Images of different sizes, plans and aggregators go in one call; answers keep their order.
 
     Args:
@@ -195,32 +197,56 @@ class Predictor(Generic[P]):
         return PLANS[query.tta][look.view_index].inverse(_cropped(scores_K, look.size), size)
 
 
-class SegmentationPredictor(Predictor[SegmentationPrediction]):
+class SegmentationPredictor(ImagePredictor[SegmentationPrediction]):
     """Images to masks."""
 
     @torch.inference_mode()
     def _predict_together(
         self, queries: Sequence[Query], clock: StageClock
     ) -> list[SegmentationPrediction | Exception]:
-        grids = [grid(_upright_size(query), self.spec.preprocess) for query in queries]
-        whole = [index for index, query_grid in enumerate(grids) if query_grid.num_windows == 1]
-        answers: dict[int, SegmentationPrediction | Exception] = dict(
-            zip(whole, self._predict_whole([queries[index] for index in whole], clock), strict=True)
-        )
+        answers: dict[int, SegmentationPrediction | Exception] = {}
+        whole: list[int] = []
         for index, query in enumerate(queries):
-            if index not in answers:
-                answers[index] = self._predict_windows(query, grids[index], clock)
+            try:
+                query_grid = grid(_upright_size(query), self.spec.preprocess)
+            except TooLarge as error:
+                answers[index] = error
+                continue
+            if query_grid.num_windows == 1:
+                whole.append(index)
+            else:
+                answers[index] = self._predict_windows(query, query_grid, clock)
+        together = self._predict_whole([queries[index] for index in whole], clock)
+        answers.update(zip(whole, together, strict=True))
         return [answers[index] for index in range(len(queries))]
 
     def _predict_whole(self, queries: Sequence[Query], clock: StageClock) -> list[SegmentationPrediction | Exception]:
-        """Images that the network sees in one piece each, all of them together."""
-        with clock("preprocess"):
-            images = [self._working_image(query.image_HWC) for query in queries]
-        scores = self._scores(images, queries, stride=STRIDE, clock=clock)
-        return [
-            scores_VKHW if isinstance(scores_VKHW, Exception) else self._finish(query, scores_VKHW, clock)
-            for query, scores_VKHW in zip(queries, scores, strict=True)
-        ]
+        """Images that the network sees in one piece each, as many of them together as memory allows."""
+        answers: list[SegmentationPrediction | Exception] = []
+        for group in self._affordable(queries):
+            with clock("preprocess"):
+                images = [self._working_image(query.image_HWC) for query in group]
+            scores = self._scores(images, group, stride=STRIDE, clock=clock)
+            answers += [
+                scores_VKHW if isinstance(scores_VKHW, Exception) else self._finish(query, scores_VKHW, clock)
+                for query, scores_VKHW in zip(group, scores, strict=True)
+            ]
+        return answers
+
+    def _affordable(self, queries: Sequence[Query]) -> Iterator[Sequence[Query]]:
+        """Groups of neighbours whose views' scores are at most `MAX_SCORES` numbers, or one query."""
+        group: list[Query] = []
+        held = 0
+        for query in queries:
+            height, width = working_size(_upright_size(query), self.spec.preprocess)
+            needed = len(PLANS[query.tta]) * self.spec.num_classes * height * width
+            if group and held + needed > MAX_SCORES:
+                yield group
+                group, held = [], 0
+            group.append(query)
+            held += needed
+        if group:
+            yield group
 
     def _finish(self, query: Query, scores_VKHW: Tensor, clock: StageClock) -> SegmentationPrediction:
         with clock("tta"):
@@ -274,7 +300,7 @@ class SegmentationPredictor(Predictor[SegmentationPrediction]):
         return True
 
 
-class ClassificationPredictor(Predictor[ClassificationPrediction]):
+class ClassificationPredictor(ImagePredictor[ClassificationPrediction]):
     """Images to class probabilities."""
 
     @torch.inference_mode()
@@ -292,7 +318,10 @@ class ClassificationPredictor(Predictor[ClassificationPrediction]):
             ]
 
 
-def build_predictor(spec: ModelSpec, engine: Engine) -> SegmentationPredictor | ClassificationPredictor:
+Predictor = SegmentationPredictor | ClassificationPredictor
+
+
+def build_predictor(spec: ModelSpec, engine: Engine) -> Predictor:
     """The predictor for the spec's task."""
     if spec.task == "segmentation":
         return SegmentationPredictor(spec, engine)

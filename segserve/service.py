@@ -5,19 +5,30 @@ Knows HTTP bodies and options but no server: TorchServe's adapter, the offline c
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import cast
 
-import torch
+import numpy as np
+from PIL import Image
 
 from segserve import api, codec, metrics
 from segserve.api import Request, Response
 from segserve.artifact import Artifact
 from segserve.clock import StageClock
-from segserve.predictor import ClassificationPrediction, Prediction, Predictor, Query, SegmentationPrediction
+from segserve.predictor import (
+    ClassificationPrediction,
+    Prediction,
+    Predictor,
+    Query,
+    SegmentationPrediction,
+    is_out_of_memory,
+)
 from segserve.problem import TITLE, Problem
-from segserve.render import Asked, class_pixels, render
+from segserve.render import Asked, render
+from segserve.tiling import TooLarge
+from segserve.v2 import Inference, asks_v2, read_inference, write_inference
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +47,10 @@ class _Item:
     request: Request
     arrived: float
     clock: StageClock = field(default_factory=StageClock)
-    asked: Asked | None = None
-    prediction: Prediction | None = None
+    asked: Asked | Inference | None = None
+    queries: Sequence[Query] = ()
+    predictions: Sequence[Prediction] = ()
+    """One a query."""
     response: Response | None = None
 
 
@@ -87,14 +100,21 @@ class Service:
     def _decode(self, item: _Item) -> None:
         try:
             with item.clock("decode"):
-                data, options = api.parse_request(item.request)
-                self._check_classes(options.classes)
-                item.asked = Asked(image_HWC=codec.decode_image(data), options=options)
-            _check_deadline(item, options.deadline_ms)
+                item.asked = self._read(item.request)
+                item.queries = _queries(item.asked, arrived=item.arrived)
         except Problem as problem:
             self._refuse(item, problem)
         except Exception as error:
             self._refuse(item, _as_problem(error, doing="decoding"))
+
+    def _read(self, request: Request) -> Asked | Inference:
+        if asks_v2(request):
+            return read_inference(request, spec=self.spec, max_answer_bytes=MAX_ANSWER_BYTES)
+        data, options = api.parse_request(request)
+        self._check_classes(options.classes)
+        asked = Asked(image_HWC=codec.decode_image(data), options=options)
+        self._check_probabilities(asked)
+        return asked
 
     def _check_classes(self, names: Sequence[str]) -> None:
         unknown = [name for name in names if name not in self.spec.class_names]
@@ -102,23 +122,32 @@ class Service:
             known = ", ".join(self.spec.class_names)
             raise Problem("bad-option", f"expected 'classes' to be among {known}, but got {', '.join(unknown)}")
 
+    def _check_probabilities(self, asked: Asked) -> None:
+        """Refuse an answer that is too large before any work is done for it, where its size is known."""
+        if "npz" not in asked.options.format or self.spec.task != "segmentation":
+            return
+        num_values = self.spec.num_classes * asked.image_HWC[..., 0].size
+        num_bytes = num_values * np.dtype(asked.options.precision).itemsize
+        if num_bytes > MAX_ANSWER_BYTES:
+            raise Problem(
+                "too-large",
+                f"expected probabilities of at most {MAX_ANSWER_BYTES} bytes, but {self.spec.num_classes} classes of "
+                f"this image are {num_bytes}: ask for format=png with render=confidence, or send a smaller image",
+            )
+
     def _predict(self, items: Sequence[_Item]) -> None:
-        """Predict all at once; if that fails, one by one, so that only an item that fails alone has a problem."""
-        if not items:
+        queries = [query for item in items for query in item.queries]
+        if not queries:
             return
         clock = StageClock()
-        try:
-            predictions = list[Prediction](self.predictor.predict([_query(item) for item in items], clock=clock))
-        except Exception as error:
-            if len(items) == 1:
-                self._refuse(items[0], _as_problem(error, doing="predicting"))
-                return
-            logger.warning("a batch of %d failed and is tried one by one", len(items), exc_info=error)
-            for item in items:
-                self._predict([item])
-            return
-        for item, prediction in zip(items, predictions, strict=True):
-            item.prediction = prediction
+        outcomes = iter(self.predictor.attempt(queries, clock=clock))
+        for item in items:
+            own = [next(outcomes) for _ in item.queries]
+            error = next((outcome for outcome in own if isinstance(outcome, Exception)), None)
+            if error is not None:
+                self._refuse(item, _as_problem(error, doing="predicting"))
+                continue
+            item.predictions = cast(list[Prediction], own)
             item.clock.seconds.update(clock.seconds)
         for stage, seconds in clock.seconds.items():
             metrics.STAGE_SECONDS.labels(self.model.name, stage).observe(seconds)
@@ -127,15 +156,29 @@ class Service:
         if item.response is not None:
             return item.response
         try:
-            assert item.prediction is not None and item.asked is not None
-            content_type, body = render(item.prediction, item.asked, spec=self.spec, model=self.model, clock=item.clock)
+            content_type, headers, body = self._body(item)
             _check_size(body)
         except Problem as problem:
             return self._refuse(item, problem)
         except Exception as error:
             return self._refuse(item, _as_problem(error, doing="encoding"))
-        item.response = Response(status=200, content_type=content_type, headers=self._headers(item), body=body)
+        item.response = Response(
+            status=200, content_type=content_type, headers={**self._headers(item), **headers}, body=body
+        )
         return item.response
+
+    def _body(self, item: _Item) -> tuple[str, Mapping[str, str], bytes]:
+        """Content type, headers of its own, and body."""
+        match item.asked:
+            case Inference() as inference:
+                with item.clock("encode"):
+                    return write_inference(inference, item.predictions, spec=self.spec, model=self.model)
+            case Asked() as asked:
+                (prediction,) = item.predictions
+                content_type, body = render(prediction, asked, spec=self.spec, model=self.model, clock=item.clock)
+                return content_type, _windows(prediction), body
+            case None:
+                raise AssertionError("an item without a response has been read")
 
     def _refuse(self, item: _Item, problem: Problem) -> Response:
         metrics.REJECTED.labels(self.model.name, problem.kind).inc()
@@ -173,31 +216,44 @@ class Service:
             metrics.REQUEST_SECONDS.labels(self.model.name).observe(now - item.arrived)
             for stage in item.clock.seconds.keys() & {"decode", "encode"}:
                 metrics.STAGE_SECONDS.labels(self.model.name, stage).observe(item.clock.seconds[stage])
-            if item.asked is not None:
-                megapixels = item.asked.image_HWC[..., 0].size / 1e6
+            for query in item.queries:
+                megapixels = query.image_HWC[..., 0].size / 1e6
                 metrics.IMAGE_MEGAPIXELS.labels(self.model.name).observe(megapixels)
-            self._record_prediction(item.prediction)
+            for prediction in item.predictions:
+                self._record_prediction(prediction)
 
-    def _record_prediction(self, prediction: Prediction | None) -> None:
+    def _record_prediction(self, prediction: Prediction) -> None:
         match prediction:
             case SegmentationPrediction():
                 metrics.CONFIDENCE.labels(self.model.name).observe(float(prediction.confidence_HW.mean()) / 255)
-                pixels_K = class_pixels(prediction, self.spec.num_classes)
+                pixels_K = Image.fromarray(prediction.mask_HW).histogram()
                 for entry in self.spec.classes:
-                    metrics.CLASS_PIXELS.labels(self.model.name, entry.name).inc(int(pixels_K[entry.id]))
+                    metrics.CLASS_PIXELS.labels(self.model.name, entry.name).inc(pixels_K[entry.id])
             case ClassificationPrediction():
                 metrics.CONFIDENCE.labels(self.model.name).observe(float(prediction.probs_K.max()))
 
 
-def _query(item: _Item) -> Query:
-    assert item.asked is not None
-    options = item.asked.options
-    return Query(
-        image_HWC=item.asked.image_HWC,
+def _queries(asked: Asked | Inference, *, arrived: float) -> Sequence[Query]:
+    options = asked.options
+    deadline = None if options.deadline_ms is None else arrived + options.deadline_ms / 1000
+    if isinstance(asked, Inference):
+        return asked.queries(deadline=deadline)
+    shows_map = "uncertainty" in options.render and (not options.format or "png" in options.format)
+    query = Query(
+        image_HWC=asked.image_HWC,
         tta=options.tta,
         aggregate=options.aggregate,
-        uncertainty_map=options.render == "uncertainty",
+        maps=(options.measure,) if shows_map else (),
+        probabilities=options.precision if "npz" in options.format else None,
+        deadline=deadline,
     )
+    return (query,)
+
+
+def _windows(prediction: Prediction) -> Mapping[str, str]:
+    if isinstance(prediction, SegmentationPrediction):
+        return {"X-Segserve-Windows": str(prediction.windows)}
+    return {}
 
 
 def _sendable(text: str) -> str:
@@ -210,25 +266,23 @@ def _outcome(item: _Item) -> str:
     return "ok" if status < 400 else "rejected" if status < 500 else "failed"
 
 
-def _check_deadline(item: _Item, deadline_ms: int | None) -> None:
-    waited_ms = (time.perf_counter() - item.arrived) * 1000
-    if deadline_ms is not None and waited_ms > deadline_ms:
-        raise Problem(
-            "deadline-passed", f"expected to start within {deadline_ms} ms, but {waited_ms:.0f} ms had passed"
-        )
-
-
 def _check_size(body: bytes) -> None:
     if len(body) > MAX_ANSWER_BYTES:
         raise Problem(
             "too-large",
             f"expected an answer of at most {MAX_ANSWER_BYTES} bytes, but it has {len(body)}: "
-            "ask for render=index or masks=none, or send a smaller image",
+            "ask for format=png, or masks=none, or send a smaller image",
         )
 
 
 def _as_problem(error: Exception, *, doing: str) -> Problem:
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+    if isinstance(error, TimeoutError):
+        return Problem(
+            "deadline-passed", "expected to begin before deadline_ms had passed, but it had: allow more time"
+        )
+    if isinstance(error, TooLarge):
+        return Problem("too-large", str(error))
+    if is_out_of_memory(error):
         logger.warning("out of memory while %s one image", doing)
         return Problem("out-of-memory", "expected this image to fit in memory, but it did not: send a smaller one")
     logger.error("%s failed", doing, exc_info=error)

@@ -7,9 +7,9 @@ from torch.nn import functional
 from segserve import preprocess
 from segserve.preprocess import (
     Size,
+    aligned,
     normalise,
     pad,
-    aligned,
     resize_image,
     to_tensor,
     upright_bands,

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from prometheus_client import REGISTRY
 from pycocotools import mask as coco
+from torch import Tensor
 
 from segserve import codec
 from segserve.api import Request, Response
@@ -42,10 +43,12 @@ class FaultyPredictor(SegmentationPredictor):
         super().__init__(spec, ToyEngine())
         self.error = error
 
-    def predict(self, queries: Sequence[Query], *, clock: StageClock | None = None) -> list[SegmentationPrediction]:
+    def _predict_together(
+        self, queries: Sequence[Query], clock: StageClock
+    ) -> list[SegmentationPrediction | Exception]:
         if any((query.image_HWC[0, 0] == (255, 0, 0)).all() for query in queries):
             raise self.error
-        return super().predict(queries, clock=clock)
+        return super()._predict_together(queries, clock)
 
 
 def png(image_HWC: NDArray[np.uint8]) -> bytes:
@@ -116,11 +119,12 @@ def test_server_timing_names_every_stage(service: Service) -> None:
 
 def test_json_has_the_keys_of_the_contract(service: Service, artifact: Artifact) -> None:
     answer = document(*service.handle([request(IMAGES[3], format="json", tta="d4", aggregate="vote")]))
-    assert list(answer) == ["model", "image", "classes", "uncertainty", "tta", "timings_ms"]
+    assert list(answer) == ["model", "image", "classes", "windows", "uncertainty", "tta", "timings_ms"]
+    assert answer["windows"] == 1
     assert answer["model"] == {"name": "seg", "version": "1.0", "digest": artifact.digest}
     assert answer["image"] == {"width": 65, "height": 100}
     assert answer["tta"] == {"plan": "d4", "views": 8, "aggregate": "vote"}
-    assert set(answer["uncertainty"]) == {"mean_entropy", "view_agreement"}
+    assert set(answer["uncertainty"]) == {"mean_entropy", "mutual_information", "view_agreement"}
     assert all(0 <= value <= 1 for value in answer["uncertainty"].values())
     assert set(answer["timings_ms"]) == STAGES
     for entry in answer["classes"]:
@@ -436,8 +440,49 @@ def test_a_passed_deadline_is_504_for_its_item_only(toy: Service, monkeypatch: p
 
     monkeypatch.setattr("segserve.service.codec.decode_image", slow)
     hasty, patient, eternal = toy.handle([request(RED, deadline_ms=deadline) for deadline in (1, 60_000, 10**30)])
-    assert "expected to start within 1 ms" in document(hasty, 504)["detail"]
+    assert "expected to begin before deadline_ms had passed" in document(hasty, 504)["detail"]
     assert (patient.status, eternal.status) == (200, 200)
+
+
+def test_an_item_past_its_deadline_gets_no_forward_pass(artifact: Artifact) -> None:
+    class Slow(ToyEngine):
+        def __call__(self, images_BCHW: Tensor) -> Tensor:
+            time.sleep(0.2)
+            return super().__call__(images_BCHW)
+
+    engine = Slow()
+    service = Service(artifact, SegmentationPredictor(artifact.spec, engine), name="slow", version="1", pool_size=1)
+    asked = [request(IMAGES[2]), request(random_image(20, 100), deadline_ms=150)]  # two padded sizes, two passes
+    assert [response.status for response in service.handle(asked)] == [200, 504]
+    assert len(engine.shapes) == 1
+
+
+def test_probabilities_that_cannot_be_sent_are_refused_before_any_work(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = ToyEngine()
+    service = Service(artifact, SegmentationPredictor(artifact.spec, engine), name="npz", version="1", pool_size=1)
+    monkeypatch.setattr("segserve.service.MAX_ANSWER_BYTES", 7000)
+    fitting, too_large = service.handle(
+        [request(IMAGES[0], format="npz", precision=precision) for precision in ("uint8", "float16")]
+    )
+    assert fitting.status == 200
+    assert (
+        "probabilities of at most 7000 bytes, but 4 classes of this image are 9600"
+        in (document(too_large, 413)["detail"])
+    )
+    assert len(engine.shapes) == 1
+
+
+def test_png_answers_say_in_how_many_windows_the_image_was_seen(artifact: Artifact) -> None:
+    sizing = {"resize": "never", "working_side": 64, "overlap": 32}
+    spec = artifact.spec.model_copy(update={"preprocess": artifact.spec.preprocess.model_copy(update=sizing)})
+    service = Service(artifact, SegmentationPredictor(spec, ToyEngine()), name="tiled", version="1", pool_size=1)
+    whole, tiled, as_json = service.handle(
+        [request(IMAGES[0]), request(IMAGES[3]), request(IMAGES[3], format="json", tta="flips")]
+    )
+    assert (whole.headers["X-Segserve-Windows"], tiled.headers["X-Segserve-Windows"]) == ("1", "6")
+    assert document(as_json)["windows"] == 6
 
 
 def test_nothing_asked_nothing_answered(toy: Service) -> None:
@@ -489,9 +534,9 @@ def test_requests_in_flight_are_counted_while_they_are(artifact: Artifact) -> No
     seen: list[float] = []
 
     class Watching(SegmentationPredictor):
-        def predict(self, queries: Sequence[Query], **options: Any) -> list[SegmentationPrediction]:
+        def attempt(self, queries: Sequence[Query], **options: Any) -> list[SegmentationPrediction | Exception]:
             seen.append(sample("segserve_in_flight", model="watched"))
-            return super().predict(queries, **options)
+            return super().attempt(queries, **options)
 
     watched = Service(artifact, Watching(artifact.spec, ToyEngine()), name="watched", version="1", pool_size=1)
     watched.handle([request(RED), request(RED), request(RED)])

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from segserve.preprocess import Size
 from segserve.spec import Aggregate, Plan
-from segserve.tta import PLANS, View, combine, entropy, scores, view_agreement
+from segserve.tta import PLANS, View, combine, disagreement, entropy, mutual_information, scores
 
 SIZES = [(1, 1), (1, 7), (5, 3), (8, 8), (33, 47)]
 AGGREGATES: tuple[Aggregate, ...] = get_args(Aggregate)
@@ -89,7 +89,8 @@ def test_a_per_pixel_network_answers_the_same_with_every_plan(plan: Plan, aggreg
     found_KHW = combine(torch.stack(views), aggregate)
     alone_KHW = combine(scores(network(image_CHW), aggregate)[None], aggregate)
     torch.testing.assert_close(found_KHW, alone_KHW, atol=TOLERANCE[aggregate], rtol=0)
-    assert view_agreement(torch.stack(views), found_KHW) == 1
+    assert disagreement(torch.stack(views), found_KHW).max() == 0
+    assert mutual_information(torch.stack(views), aggregate).max() <= 1e-5
 
 
 def slow_combine(logits_VKN: NDArray[np.float64], aggregate: Aggregate) -> NDArray[np.float64]:
@@ -161,14 +162,44 @@ def test_entropy_of_maps_equals_numpy() -> None:
     np.testing.assert_allclose(entropy(probs_KHW), -(p * np.log(p)).sum(axis=0) / np.log(5), atol=1e-6)
 
 
-def test_view_agreement_counts_views_and_pixels() -> None:
+def test_disagreement_counts_the_views() -> None:
     classes_VN = torch.tensor([[0, 1, 1, 2], [0, 1, 2, 0]])
     answer_N = torch.tensor([0, 1, 1, 1])
     scores_VKN = torch.nn.functional.one_hot(classes_VN, 3).permute(0, 2, 1).float()
     probs_KN = torch.nn.functional.one_hot(answer_N, 3).T.float()
-    assert view_agreement(scores_VKN, probs_KN) == 5 / 8
+    assert disagreement(scores_VKN, probs_KN).tolist() == [0, 0, 0.5, 1]
 
 
-def test_one_view_agrees_with_itself() -> None:
-    scores_VKHW = torch.rand(1, 4, 6, 7)
-    assert view_agreement(scores_VKHW, combine(scores_VKHW, "mean")) == 1
+@pytest.mark.parametrize("aggregate", AGGREGATES)
+def test_one_view_has_nothing_to_differ_from(aggregate: Aggregate) -> None:
+    scores_VKHW = scores(torch.randn(4, 6, 7), aggregate)[None]
+    assert disagreement(scores_VKHW, combine(scores_VKHW, aggregate)).max() == 0
+    assert mutual_information(scores_VKHW, aggregate).max() == 0
+
+
+@pytest.mark.parametrize(
+    ("probs_VK", "expected"),
+    [
+        ([[1.0, 0.0], [0.0, 1.0]], 1.0),  # each view is sure, and of something else
+        ([[0.5, 0.5], [0.5, 0.5]], 0.0),  # the views agree that they do not know
+        ([[0.9, 0.1], [0.9, 0.1]], 0.0),
+    ],
+)
+def test_mutual_information_of_clear_cases(probs_VK: list[list[float]], expected: float) -> None:
+    assert mutual_information(torch.tensor(probs_VK), "mean").item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("aggregate", AGGREGATES)
+def test_mutual_information_equals_numpy(aggregate: Aggregate) -> None:
+    logits_VKN = torch.randn(3, 4, 20) * 3
+    found_N = mutual_information(torch.stack([scores(logits_KN, aggregate) for logits_KN in logits_VKN]), aggregate)
+    p_VKN = softmax(logits_VKN.double().numpy(), axis=1)
+    mean_KN = p_VKN.mean(axis=0)
+    divergence_VN = (p_VKN * np.log(p_VKN / mean_KN)).sum(axis=1)  # the mean of these is the same quantity
+    np.testing.assert_allclose(found_N, divergence_VN.mean(axis=0) / np.log(4), atol=1e-5)
+
+
+def test_temperature_divides_logits() -> None:
+    logits_K = torch.tensor([2.0, 0.0, -4.0])
+    torch.testing.assert_close(scores(logits_K, "logits", temperature=2.0), torch.tensor([1.0, 0.0, -2.0]))
+    torch.testing.assert_close(scores(logits_K, "mean", temperature=2.0), torch.tensor([1.0, 0.0, -2.0]).softmax(dim=0))
