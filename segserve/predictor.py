@@ -32,7 +32,7 @@ from segserve.preprocess import (
     working_size,
 )
 from segserve.spec import Aggregate, Measure, ModelSpec, Plan
-from segserve.tiling import Band, Grid, Span, TooLarge, grid, strips
+from segserve.tiling import Blender, Block, Grid, Span, TooLarge, grid, strips
 from segserve.tta import PLANS
 
 logger = logging.getLogger(__name__)
@@ -266,22 +266,20 @@ class SegmentationPredictor(ImagePredictor[SegmentationPrediction]):
         """One image in overlapping windows, in memory that does not grow with the image."""
         answer = _Answer(query)
         num_maps = self.spec.num_classes + NUM_DOUBTS
-        height = max(row.stop - row.start for row in query_grid.rows)
-        for strip in strips(query_grid.columns, height, num_maps):
-            band = Band(strip, height=height, num_maps=num_maps, device=self.engine.device)
-            for index, row in enumerate(query_grid.rows):
-                if not self._blend_row(query, row, band, clock):
-                    return TimeoutError("the deadline has passed")
-                is_last = index + 1 == len(query_grid.rows)
-                with clock("postprocess"):
-                    done_MHW = band.take(row.stop if is_last else query_grid.rows[index + 1].start)
-                    answer.note(done_MHW)
-                    answer.paint(answer.needed(done_MHW), top=row.start, left=strip.left)
+        for strip in strips(query_grid, num_maps):
+            blender = Blender(strip, query_grid.rows, num_maps=num_maps, device=self.engine.device)
+            for row_index, row in enumerate(query_grid.rows):
+                maps = self._maps_of_row(query, row, strip.columns, clock)
+                for column_index in range(len(strip.columns)):
+                    maps_MHW = next(maps, None)
+                    if maps_MHW is None:
+                        return TimeoutError("the deadline has passed")
+                    with clock("postprocess"):
+                        answer.take(blender.add(maps_MHW, row_index, column_index))
         return answer.prediction(num_windows=query_grid.num_windows)
 
-    def _blend_row(self, query: Query, row: Span, band: Band, clock: StageClock) -> bool:
-        """Add one row of windows to the band; False: the deadline has passed."""
-        columns = band.strip.columns
+    def _maps_of_row(self, query: Query, row: Span, columns: Sequence[Span], clock: StageClock) -> Iterator[Tensor]:
+        """The maps of the windows of one row; fewer, if the deadline passes."""
         window_pixels = (row.stop - row.start) * max(column.stop - column.start for column in columns)
         at_once = max(1, MAX_FORWARD_PIXELS // (window_pixels * len(PLANS[query.tta])))
         for first in range(0, len(columns), at_once):
@@ -291,13 +289,12 @@ class SegmentationPredictor(ImagePredictor[SegmentationPrediction]):
                     self._working_image(query.image_HWC[row.start : row.stop, column.start : column.stop])
                     for column in group
                 ]
-            scores = self._scores(images, [query] * len(group), stride=STRIDE, clock=clock)
-            for column, scores_VKHW in zip(group, scores, strict=True):
+            for scores_VKHW in self._scores(images, [query] * len(group), stride=STRIDE, clock=clock):
                 if isinstance(scores_VKHW, TimeoutError):
-                    return False
+                    return
                 with clock("tta"):
-                    band.add(_maps(scores_VKHW, query.aggregate), row, column)
-        return True
+                    maps_MHW = _maps(scores_VKHW, query.aggregate)
+                yield maps_MHW
 
 
 class ClassificationPredictor(ImagePredictor[ClassificationPrediction]):
@@ -418,6 +415,12 @@ class _Answer:
     def needed(self, maps_MHW: Tensor) -> Tensor:
         """Without the maps that nobody asked to see."""
         return maps_MHW if self.query.maps else maps_MHW[:-NUM_DOUBTS]
+
+    def take(self, block: Block | None) -> None:
+        """Count and paint a part of the image that is done."""
+        if block is not None:
+            self.note(block.maps_KHW)
+            self.paint(self.needed(block.maps_KHW), top=block.top, left=block.left)
 
     def note(self, maps_MHW: Tensor) -> None:
         """Count these maps in the means."""

@@ -7,6 +7,7 @@ a raised cosine, and the weights of the windows over a pixel sum to one.
 Dimensions: K maps, H, W; N pixels of one axis.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,10 +19,10 @@ from segserve.preprocess import STRIDE, Size
 from segserve.spec import Sizing
 
 MAX_PADDED_PIXELS = 200_000_000
-MAX_BAND = 2**26
-"""Most numbers in the band of blended answers (256 MiB of float32)."""
+MAX_HELD = 2**26
+"""Most numbers held for the next row of windows (256 MiB of float32)."""
 MIN_COLUMNS = 4
-"""Of a strip, however wide its band."""
+"""Of a strip, however much must be held."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ def grid(size: Size, sizing: Sizing) -> Grid:
 def spans(length: int, side: int, overlap: int) -> tuple[Span, ...]:
     """Windows of at most `side` pixels over an axis of `length`; neighbours share `overlap` at least."""
     last = max(0, _aligned(length) - side)
-    step = (side - overlap) // STRIDE * STRIDE
-    starts = [min(index * step, last) for index in range(1 + math.ceil(last / step))] if last else [0]
+    num_steps = math.ceil(last / ((side - overlap) // STRIDE * STRIDE))
+    starts = [0, *(STRIDE * round(index * last / num_steps / STRIDE) for index in range(1, num_steps + 1))]
     extents = [(start, min(start + side, length)) for start in starts]
     return tuple(Span(*extent, _weights(extents, index, overlap)) for index, extent in enumerate(extents))
 
@@ -112,12 +113,13 @@ class Strip:
     right: int
 
 
-def strips(columns: Sequence[Span], height: int, num_maps: int) -> Iterator[Strip]:
-    """Groups of columns for which a band of `height` rows holds at most `MAX_BAND` numbers, or `MIN_COLUMNS` columns.
+def strips(grid: Grid, num_maps: int) -> Iterator[Strip]:
+    """Groups of columns whose rows share at most `MAX_HELD` numbers, or of `MIN_COLUMNS`.
 
     Columns at the border of two strips are in both, so that the answer does not depend on the strips.
     """
-    widest = MAX_BAND // (num_maps * height)
+    columns = grid.columns
+    widest = MAX_HELD // (num_maps * max(1, _most_shared(grid.rows)))
     first = left = 0
     while left < columns[-1].stop:
         num_fitting = sum(span.stop - columns[first].start <= widest for span in columns[first:])
@@ -128,29 +130,65 @@ def strips(columns: Sequence[Span], height: int, num_maps: int) -> Iterator[Stri
         first = next((i for i, span in enumerate(columns) if span.stop > left), end)
 
 
-class Band:
-    """The blended maps of a strip where they are in the making: as many rows as one row of windows has."""
+def _most_shared(spans: Sequence[Span]) -> int:
+    return max((upper.stop - lower.start for upper, lower in itertools.pairwise(spans)), default=0)
 
-    def __init__(self, strip: Strip, *, height: int, num_maps: int, device: torch.device) -> None:
-        self.strip = strip
-        self._left = strip.columns[0].start
-        width = strip.columns[-1].stop - self._left
-        self._maps_KHW = torch.zeros(num_maps, height, width, device=device)
-        self._top = 0
 
-    def add(self, maps_KHW: Tensor, row: Span, column: Span) -> None:
-        """Blend a window's maps in. Windows come in rows from top to bottom."""
+@dataclass(frozen=True)
+class Block:
+    """Maps (K, H, W) of a part of the image to which no window will add any more."""
+
+    maps_KHW: Tensor
+    top: int
+    left: int
+
+
+class Blender:
+    """Adds up the windows of a strip, which come in rows from top to bottom and, in a row, from left to right.
+
+    It holds only that to which later windows will add: what the last window shares with the next one of its row, and
+    what the last row shares with the next row.
+    """
+
+    def __init__(self, strip: Strip, rows: Sequence[Span], *, num_maps: int, device: torch.device) -> None:
+        self._strip = strip
+        self._rows = rows
+        width = strip.right - strip.left
+        self._below_KHW = torch.zeros(num_maps, _most_shared(rows), width, device=device)
+        self._right_KHW = torch.zeros(num_maps, 0, 0, device=device)
+
+    def add(self, maps_KHW: Tensor, row_index: int, column_index: int) -> Block | None:
+        """Blend a window's maps in.
+
+        Returns:
+            What is done with it, less what lies outside the strip; None if that is nothing.
+        """
+        row, column = self._rows[row_index], self._strip.columns[column_index]
         weights_HW = row.weights_N[:, None] * column.weights_N
-        rows = slice(row.start - self._top, row.stop - self._top)
-        columns = slice(column.start - self._left, column.stop - self._left)
-        self._maps_KHW[:, rows, columns] += maps_KHW * weights_HW.to(maps_KHW.device)
+        open_KHW = maps_KHW * weights_HW.to(maps_KHW.device)
+        if column_index > 0:
+            open_KHW[..., : self._right_KHW.shape[-1]] += self._right_KHW
+        stop = _next_start(self._strip.columns, column_index)
+        self._right_KHW = open_KHW[..., stop - column.start :].clone()
+        left, right = max(column.start, self._strip.left), min(stop, self._strip.right)
+        if left >= right:
+            return None
+        done_KHW = self._with_rows(open_KHW[..., left - column.start : right - column.start], row_index, left)
+        return Block(done_KHW, row.start, left)
 
-    def take(self, bottom: int) -> Tensor:
-        """The strip's maps (K, H, W) down to the image's row `bottom`, which are done; what is below moves up."""
-        num_rows = bottom - self._top
-        inner = slice(self.strip.left - self._left, self.strip.right - self._left)
-        done_KHW = self._maps_KHW[:, :num_rows, inner].clone()
-        self._maps_KHW[:, :-num_rows] = self._maps_KHW[:, num_rows:].clone()
-        self._maps_KHW[:, -num_rows:] = 0
-        self._top = bottom
-        return done_KHW
+    def _with_rows(self, open_KHW: Tensor, row_index: int, left: int) -> Tensor:
+        """Add what the row above shares, and put aside what is shared with the row below."""
+        row = self._rows[row_index]
+        columns = slice(left - self._strip.left, left - self._strip.left + open_KHW.shape[-1])
+        if row_index > 0:
+            num_shared = self._rows[row_index - 1].stop - row.start
+            open_KHW[:, :num_shared] += self._below_KHW[:, :num_shared, columns]
+        num_done = _next_start(self._rows, row_index) - row.start
+        shared_KHW = open_KHW[:, num_done:]
+        self._below_KHW[:, : shared_KHW.shape[1], columns] = shared_KHW
+        return open_KHW[:, :num_done]
+
+
+def _next_start(spans: Sequence[Span], index: int) -> int:
+    """Where the next span starts, or the axis ends."""
+    return spans[index + 1].start if index + 1 < len(spans) else spans[index].stop

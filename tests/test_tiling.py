@@ -10,7 +10,7 @@ from segserve import predictor, tiling
 from segserve.predictor import Query, SegmentationPrediction, SegmentationPredictor
 from segserve.preprocess import Size
 from segserve.spec import ModelSpec, Plan, Sizing
-from segserve.tiling import Band, grid, spans, strips
+from segserve.tiling import Blender, grid, spans, strips
 from tests.conftest import ToyEngine, expected_probs, random_image
 
 SIZES = [(1, 1), (64, 64), (65, 64), (1, 700), (700, 1), (129, 200), (333, 257), (96, 480)]
@@ -132,24 +132,26 @@ def test_probabilities_of_windows_have_the_mask_as_their_argmax(precision: str, 
     )  # half a level, and one for a tie
 
 
-@pytest.mark.parametrize("most", [4 * 6 * 64, 4 * 64 * 200, 2**26])
+@pytest.mark.parametrize("most", [1, 6 * 32 * 200, 2**26])
 def test_the_answer_does_not_depend_on_the_strips(most: int, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     query = Query(image_HWC=random_image(150, 700), tta="hflip")
     (expected,) = SegmentationPredictor(whole(spec), LocalEngine()).predict([query])
-    monkeypatch.setattr(tiling, "MAX_BAND", most)
+    monkeypatch.setattr(tiling, "MAX_HELD", most)
     (found,) = SegmentationPredictor(tiled(spec), LocalEngine()).predict([query])
     assert_same(found, expected)
 
 
 def test_strips_hold_their_budget_and_leave_no_pixel_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiling, "MAX_BAND", 13 * 512 * 3000)
-    columns = spans(10_000, 512, 128)
-    found = list(strips(columns, 512, 13))
+    monkeypatch.setattr(tiling, "MAX_HELD", 13 * 160 * 3000)
+    sizing = Sizing(resize="never", working_side=512, overlap=128)
+    windows = grid((10_000, 10_000), sizing)
+    assert max(upper.stop - lower.start for upper, lower in itertools.pairwise(windows.rows)) <= 160
+    found = list(strips(windows, 13))
     assert [strip.left for strip in found] == [0, *(strip.right for strip in found[:-1])]
     assert found[-1].right == 10_000
     for strip in found:
         assert strip.columns[-1].stop - strip.columns[0].start <= 3000
-        missing = set(columns) - set(strip.columns)
+        missing = set(windows.columns) - set(strip.columns)
         assert all(span.stop <= strip.left or span.start >= strip.right for span in missing)
 
 
@@ -178,12 +180,20 @@ def test_a_thin_image_that_is_mostly_padding_is_refused_before_any_work(spec: Mo
     assert isinstance(answered, SegmentationPrediction)
 
 
-def test_a_band_gives_rows_once_and_moves_up() -> None:
-    (strip,) = strips(spans(40, 64, 0), 6, 1)
-    band = Band(strip, height=6, num_maps=1, device=torch.device("cpu"))
+def test_a_blender_gives_each_pixel_once_and_weighted() -> None:
     upper = tiling.Span(0, 6, torch.tensor([1, 1, 1, 1, 0.75, 0.25]))
     lower = tiling.Span(4, 10, torch.tensor([0.25, 0.75, 1, 1, 1, 1]))
-    band.add(torch.ones(1, 6, 40), upper, strip.columns[0])
-    assert band.take(4).eq(1).all()
-    band.add(torch.full((1, 6, 40), 5.0), lower, strip.columns[0])
-    assert band.take(10)[0, :, 0].tolist() == [2, 4, 5, 5, 5, 5]
+    rows = columns = (upper, lower)
+    (strip,) = strips(tiling.Grid(rows, columns), 1)
+    blender = Blender(strip, rows, num_maps=1, device=torch.device("cpu"))
+    found_HW = torch.full((10, 10), torch.nan)
+    for row, column in itertools.product(range(2), range(2)):
+        block = blender.add(torch.full((1, 6, 6), 8.0 * row + 4.0 * column), row, column)
+        assert block is not None
+        place = np.s_[
+            block.top : block.top + block.maps_KHW.shape[1], block.left : block.left + block.maps_KHW.shape[2]
+        ]
+        assert found_HW[place].isnan().all()
+        found_HW[place] = block.maps_KHW[0]
+    share_N = torch.tensor([0, 0, 0, 0, 0.25, 0.75, 1, 1, 1, 1])
+    torch.testing.assert_close(found_HW, 8 * share_N[:, None] + 4 * share_N)
