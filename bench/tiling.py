@@ -122,7 +122,8 @@ def _measure(given: argparse.Namespace) -> dict[str, object]:
 
 def _resized(spec: ModelSpec, **sizing: object) -> ModelSpec:
     preprocess = type(spec.preprocess).model_validate({**spec.preprocess.model_dump(), **sizing})
-    return spec.model_copy(update={"preprocess": preprocess})
+    patient = spec.serving.model_copy(update={"max_seconds": 3600})
+    return spec.model_copy(update={"preprocess": preprocess, "serving": patient})
 
 
 def _service(artifact: Artifact, spec: ModelSpec) -> Service:

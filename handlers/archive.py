@@ -24,7 +24,8 @@ from segserve.spec import ModelSpec
 
 EPOCH = (1980, 1, 1, 0, 0, 0)
 STARTUP_SECONDS = 300
-RESPONSE_SECONDS = 120
+GRACE_SECONDS = 60
+"""From the last moment at which a forward pass may begin to the one at which TorchServe ends a worker as stuck."""
 
 Entry = tuple[str, bytes]
 
@@ -110,6 +111,6 @@ def _model_config(spec: ModelSpec) -> dict[str, int]:
         "maxWorkers": spec.serving.workers,
         "batchSize": spec.serving.batch_size,
         "maxBatchDelay": spec.serving.max_batch_delay_ms,
-        "responseTimeout": RESPONSE_SECONDS,
+        "responseTimeout": spec.serving.max_seconds + GRACE_SECONDS,
         "startupTimeout": STARTUP_SECONDS,
     }

@@ -52,9 +52,10 @@ class Options(Settings):
     split: Literal["none", "watershed"] = "none"
     """`watershed`: touching objects of a class are taken apart where their outline narrows."""
     min_area: int = Field(default=0, ge=0)
-    """Regions of fewer pixels take the class of the largest region beside them."""
+    """Regions of fewer pixels take the class of the largest region beside them, and objects of fewer are left out."""
     simplify: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
-    """Most pixels by which a polygon may leave the outline; 0: it follows the pixels' edges."""
+    """Corners of a polygon that cut off less than this squared, in pixels, are left out; 0: it follows the pixels' edges,
+    and holds exactly the mask's pixels."""
     precision: Precision = "uint8"
     """Of the probabilities in `format=npz`: 255 = 1, or half-precision floats."""
     name: str = Field(default="image", min_length=1, max_length=255)
@@ -64,17 +65,17 @@ class Options(Settings):
     deadline_ms: int | None = Field(default=None, ge=1)
     """Counted from the request's arrival in the worker; no forward pass is begun after it."""
 
-    @field_validator("classes", mode="before")
-    @classmethod
-    def _word_all(cls, value: object) -> object:
-        return () if value == "all" else value
-
     @field_validator("format", "render", "classes", mode="before")
     @classmethod
     def _comma_list(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
         return tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _word_all(cls, value: object) -> object:
+        return () if value == "all" else value
 
     @field_validator("render")
     @classmethod
@@ -236,8 +237,9 @@ class PolygonMask(BaseModel):
     """GeoJSON MultiPolygon in pixel coordinates: (0, 0) is the image's upper left corner, x runs right and y down."""
 
     type: Literal["MultiPolygon"] = "MultiPolygon"
-    coordinates: list[list[list[tuple[float, float]]]]
-    """Polygons of rings of points; the first ring of each is its outline, the others are its holes."""
+    coordinates: list[list[list[tuple[int, int]]]]
+    """Polygons of rings of points, which are corners of pixels; the first ring of each is its outline, the others are
+    its holes."""
 
 
 class ClassAnswer(BaseModel):
@@ -339,3 +341,5 @@ class ProblemAnswer(BaseModel):
     status: int
     detail: str
     request_id: str | None = None
+    error: str | None = None
+    """The detail once more, where clients of KServe's protocol look for it."""

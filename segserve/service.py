@@ -101,7 +101,7 @@ class Service:
         try:
             with item.clock("decode"):
                 item.asked = self._read(item.request)
-                item.queries = _queries(item.asked, arrived=item.arrived)
+                item.queries = _queries(item.asked, arrived=item.arrived, max_seconds=self.spec.serving.max_seconds)
         except Problem as problem:
             self._refuse(item, problem)
         except Exception as error:
@@ -157,7 +157,7 @@ class Service:
             return item.response
         try:
             content_type, headers, body = self._body(item)
-            _check_size(body)
+            _check_size(body, smaller=_smaller(item.asked))
         except Problem as problem:
             return self._refuse(item, problem)
         except Exception as error:
@@ -188,6 +188,7 @@ class Service:
             status=problem.status,
             detail=_sendable(problem.detail),
             request_id=_sendable(item.request.headers.get("x-request-id", "")) or None,
+            error=_sendable(problem.detail) if asks_v2(item.request) else None,
         )
         headers = self._headers(item)
         if problem.status == 503:
@@ -233,9 +234,10 @@ class Service:
                 metrics.CONFIDENCE.labels(self.model.name).observe(float(prediction.probs_K.max()))
 
 
-def _queries(asked: Asked | Inference, *, arrived: float) -> Sequence[Query]:
+def _queries(asked: Asked | Inference, *, arrived: float, max_seconds: int) -> Sequence[Query]:
     options = asked.options
-    deadline = None if options.deadline_ms is None else arrived + options.deadline_ms / 1000
+    own_seconds = max_seconds if options.deadline_ms is None else options.deadline_ms / 1000
+    deadline = arrived + min(max_seconds, own_seconds)
     if isinstance(asked, Inference):
         return asked.queries(deadline=deadline)
     shows_map = "uncertainty" in options.render and (not options.format or "png" in options.format)
@@ -266,19 +268,27 @@ def _outcome(item: _Item) -> str:
     return "ok" if status < 400 else "rejected" if status < 500 else "failed"
 
 
-def _check_size(body: bytes) -> None:
+def _smaller(asked: Asked | Inference | None) -> str:
+    """What to ask for where an answer is too large."""
+    if isinstance(asked, Inference):
+        return "ask for fewer outputs, as binary data, or send fewer images"
+    return "ask for format=png, or masks=none, or send a smaller image"
+
+
+def _check_size(body: bytes, *, smaller: str) -> None:
     if len(body) > MAX_ANSWER_BYTES:
         raise Problem(
             "too-large",
-            f"expected an answer of at most {MAX_ANSWER_BYTES} bytes, but it has {len(body)}: "
-            "ask for format=png, or masks=none, or send a smaller image",
+            f"expected an answer of at most {MAX_ANSWER_BYTES} bytes, but it has {len(body)}: {smaller}",
         )
 
 
 def _as_problem(error: Exception, *, doing: str) -> Problem:
     if isinstance(error, TimeoutError):
         return Problem(
-            "deadline-passed", "expected to begin before deadline_ms had passed, but it had: allow more time"
+            "deadline-passed",
+            "expected the network to begin its last pass before the deadline (deadline_ms, or the model's "
+            "max_seconds), but it could not: allow more time, or send a smaller image",
         )
     if isinstance(error, TooLarge):
         return Problem("too-large", str(error))

@@ -36,6 +36,7 @@ def _sentence(key: str, detail: ErrorDetails, known_keys: tuple[str, ...]) -> st
         case "missing":
             return f"expected a value for {key!r}, but none was given"
         case "literal_error":
+            key = key.rstrip(".0123456789")  # in a list, the value says which one it is
             return f"expected {key!r} to be {detail['ctx']['expected']}, but got {detail['input']!r}"
         case "value_error":
             reason = str(detail["ctx"]["error"])

@@ -95,6 +95,8 @@ class ServingSpec(Settings):
     batch_size: int = Field(default=8, ge=1)
     max_batch_delay_ms: int = Field(default=5, ge=0)
     workers: int = Field(default=1, ge=1)
+    max_seconds: int = Field(default=100, ge=1)
+    """No forward pass is begun for a request that arrived longer ago; it gets 504."""
 
 
 class Provenance(Settings):

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pydantic import Field, StrictBool, StrictInt, ValidationError
 
 from segserve import api, codec
+from segserve.findings import Findings
 from segserve.predictor import ClassificationPrediction, Prediction, Query, SegmentationPrediction
 from segserve.problem import Problem
 from segserve.settings import Settings, explain
@@ -28,6 +29,8 @@ from segserve.spec import ModelSpec, Task
 HEADER_LENGTH = "Inference-Header-Content-Length"
 """This header, of requests and answers, tells the JSON's bytes where binary tensors follow it."""
 INPUT = "image"
+MAX_JSON_BYTES = 16 * 2**20
+"""Numbers in JSON take up to thirty times their bytes of memory while they are read."""
 MAX_IMAGES = 64
 """Most images in one request: as many views as a full batch of plain requests with `tta=d4` has."""
 
@@ -188,6 +191,11 @@ def _split(request: api.Request) -> tuple[bytes, memoryview]:
         raise Problem(
             "bad-body",
             f"expected {HEADER_LENGTH} to be the JSON's bytes, 1 to {len(body)} here, but got {given!r}: correct it",
+        )
+    if length > MAX_JSON_BYTES:
+        raise Problem(
+            "too-large",
+            f"expected at most {MAX_JSON_BYTES} bytes of JSON, but got {length}: send the images as binary data",
         )
     return body[:length], memoryview(body)[length:]
 
@@ -389,7 +397,7 @@ def write_inference(
         spec: the model's.
         model: named in the answer.
     """
-    tensors = [_tensor(output.name, predictions, options=inference.options, spec=spec) for output in inference.outputs]
+    tensors = [_tensor(output.name, inference, predictions, spec=spec, model=model) for output in inference.outputs]
     binaries = [
         _to_bytes(tensor) if output.binary else None for output, tensor in zip(inference.outputs, tensors, strict=True)
     ]
@@ -411,39 +419,36 @@ def write_inference(
 
 
 def _tensor(
-    name: OutputName, predictions: Sequence[Prediction], *, options: api.Options, spec: ModelSpec
+    name: OutputName, inference: Inference, predictions: Sequence[Prediction], *, spec: ModelSpec, model: api.ModelInfo
 ) -> NDArray[Any]:
     """(B, ...); text has the dtype object."""
     if name in get_args(ScoreName):
         return np.array([getattr(prediction, name) for prediction in predictions], dtype=np.float32)
-    return np.stack([_of_image(name, prediction, options=options, spec=spec) for prediction in predictions])
+    tensors = []
+    for image_HWC, prediction in zip(inference.images_BHWC, predictions, strict=True):
+        match prediction:
+            case SegmentationPrediction():
+                found = Findings(
+                    image_HWC=image_HWC, options=inference.options, prediction=prediction, spec=spec, model=model
+                )
+                tensors.append(_of_pixels(name, found))
+            case ClassificationPrediction(probs_K=probs_K):
+                label = np.array(spec.class_names[probs_K.argmax()], dtype=object)
+                tensors.append(label if name == "label" else probs_K)
+    return np.stack(tensors)
 
 
-def _of_image(name: OutputName, prediction: Prediction, *, options: api.Options, spec: ModelSpec) -> NDArray[Any]:
-    match prediction, name:
-        case SegmentationPrediction(), "mask":
-            return _asked_classes(prediction.mask_HW, options, spec)
-        case SegmentationPrediction(), "confidence":
-            return prediction.confidence_HW
-        case SegmentationPrediction(), "uncertainty":
-            return prediction.uncertainty_HW[options.measure]
-        case SegmentationPrediction(probs_KHW=probs_KHW), "probabilities" if probs_KHW is not None:
-            return probs_KHW
-        case ClassificationPrediction(), "probabilities":
-            return prediction.probs_K
-        case ClassificationPrediction(), "label":
-            return np.array(spec.class_names[prediction.probs_K.argmax()], dtype=object)
-    raise AssertionError(f"the query must ask for {name}")
-
-
-def _asked_classes(mask_HW: NDArray[np.uint8], options: api.Options, spec: ModelSpec) -> NDArray[np.uint8]:
-    """The mask, with `NO_CLASS` where the class was not asked for."""
-    if not options.classes:
-        return mask_HW
-    asked = [entry.id for entry in spec.classes if entry.name in options.classes]
-    table = np.full(256, codec.NO_CLASS, dtype=np.uint8)
-    table[asked] = asked
-    return table[mask_HW]
+def _of_pixels(name: OutputName, found: Findings) -> NDArray[Any]:
+    match name:
+        case "mask":
+            return found.mask_HW
+        case "confidence":
+            return found.prediction.confidence_HW
+        case "uncertainty":
+            return found.prediction.uncertainty_HW[found.options.measure]
+        case _:
+            assert found.prediction.probs_KHW is not None, "the query must ask for probabilities"
+            return found.prediction.probs_KHW
 
 
 def _to_bytes(tensor: NDArray[Any]) -> bytes:

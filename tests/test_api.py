@@ -11,15 +11,23 @@ from segserve.problem import Problem
 IMAGE = b"\x89PNG the bytes of an image \xff\x00"
 CARRIERS = ("query", "form", "json", "headers")
 DEFAULTS = {
-    "format": None,
-    "render": "index",
+    "format": (),
+    "render": ("index",),
     "masks": "rle",
     "tta": "none",
     "aggregate": "mean",
+    "measure": "entropy",
     "classes": (),
+    "objects": False,
+    "split": "none",
+    "min_area": 0,
+    "simplify": 0.0,
+    "precision": "uint8",
+    "name": "image",
     "top_k": 5,
     "deadline_ms": None,
 }
+FORMS = ("png", "json", "coco", "cvat", "labelstudio", "hf", "npz")
 
 
 def request(carrier: str, options: Mapping[str, Any], *, accept: str | None = None) -> Request:
@@ -63,9 +71,19 @@ def test_without_options_all_are_at_their_defaults(carrier: str) -> None:
 @pytest.mark.parametrize(
     ("name", "sent", "expected"),
     [
-        *[("format", value, value) for value in ("png", "json")],
-        *[("render", value, value) for value in ("index", "overlay", "confidence", "uncertainty")],
-        *[("masks", value, value) for value in ("rle", "png", "none")],
+        *[("format", value, (value,)) for value in FORMS],
+        ("format", "json, png,json", ("json", "png")),
+        *[("render", value, (value,)) for value in ("index", "overlay", "confidence", "uncertainty")],
+        ("render", "overlay,index", ("overlay", "index")),
+        *[("masks", value, value) for value in ("rle", "polygons", "png", "none")],
+        *[("measure", value, value) for value in ("entropy", "mutual-information", "disagreement")],
+        ("objects", "true", True),
+        ("objects", "false", False),
+        ("split", "watershed", "watershed"),
+        ("min_area", 20, 20),
+        ("simplify", 1.5, 1.5),
+        ("precision", "float16", "float16"),
+        ("name", "field 7.jpg", "field 7.jpg"),
         *[("tta", value, value) for value in ("none", "hflip", "flips", "d4", "multiscale", "multiscale-hflip")],
         *[("aggregate", value, value) for value in ("mean", "logits", "max", "vote")],
         ("classes", "sky, car", ("sky", "car")),
@@ -117,7 +135,7 @@ def test_the_body_wins_over_the_query_and_the_query_over_headers() -> None:
         headers={**headers, "content-type": "application/json"}, fields={"body": body, "tta": b"flips", "top_k": b"8"}
     )
     options = parse_request(asked)[1]
-    assert (options.tta, options.top_k, options.render) == ("d4", 8, "overlay")
+    assert (options.tta, options.top_k, options.render) == ("d4", 8, ("overlay",))
 
 
 def test_the_request_id_is_no_option() -> None:
@@ -128,52 +146,65 @@ def test_the_request_id_is_no_option() -> None:
 @pytest.mark.parametrize(
     ("accept", "expected"),
     [
-        (None, None),
-        ("", None),
-        ("*/*", None),
-        ("image/png", None),
-        ("image/*", None),
-        ("text/html", None),
-        ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", None),
-        ("image/avif,image/webp,image/apng,image/*,*/*;q=0.8", None),
-        ("application/json", "json"),
-        ("Application/JSON; charset=utf-8", "json"),
-        ("application/*", "json"),
-        ("application/json, text/plain, */*", "json"),
-        ("image/png, application/json", None),
-        ("application/json, image/png", None),
-        ("application/json;q=0.5, image/png", None),
-        ("application/json, image/png;q=0.5", "json"),
-        ("application/json ; q=0.3 , image/* ; q=0.2", "json"),
-        ("application/json;q=0.2, image/*;q=0.3", None),
-        ("application/json;q=0", None),
-        ("image/png;q=0, */*", "json"),
-        ("image/png;q=0.1, */*;q=0.2", "json"),
-        ("application/*, application/json;q=0.1, image/png;q=0.5", None),
-        ("application/json;q=much", "json"),
-        (";;,,;q=", None),
+        (None, ()),
+        ("", ()),
+        ("*/*", ()),
+        ("image/png", ()),
+        ("image/*", ()),
+        ("text/html", ()),
+        ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", ()),
+        ("image/avif,image/webp,image/apng,image/*,*/*;q=0.8", ()),
+        ("application/json", ("json",)),
+        ("Application/JSON; charset=utf-8", ("json",)),
+        ("application/*", ("json",)),
+        ("application/json, text/plain, */*", ("json",)),
+        ("image/png, application/json", ()),
+        ("application/json, image/png", ()),
+        ("application/json;q=0.5, image/png", ()),
+        ("application/json, image/png;q=0.5", ("json",)),
+        ("application/json ; q=0.3 , image/* ; q=0.2", ("json",)),
+        ("application/json;q=0.2, image/*;q=0.3", ()),
+        ("application/json;q=0", ()),
+        ("image/png;q=0, */*", ("json",)),
+        ("image/png;q=0.1, */*;q=0.2", ("json",)),
+        ("application/*, application/json;q=0.1, image/png;q=0.5", ()),
+        ("application/json;q=much", ("json",)),
+        (";;,,;q=", ()),
+        ("multipart/mixed", ("png", "json")),
+        ("multipart/*, image/png;q=0.9", ("png", "json")),
+        ("multipart/mixed, image/png", ()),
     ],
 )
-def test_accept_chooses_the_format(accept: str | None, expected: str | None) -> None:
+def test_accept_chooses_the_format(accept: str | None, expected: tuple[str, ...]) -> None:
     assert parse_request(request("query", {}, accept=accept))[1].format == expected
 
 
 @pytest.mark.parametrize(("option", "accept"), [("png", "application/json"), ("json", "image/png")])
 def test_the_option_wins_over_accept(option: str, accept: str) -> None:
-    assert parse_request(request("query", {"format": option}, accept=accept))[1].format == option
+    assert parse_request(request("query", {"format": option}, accept=accept))[1].format == (option,)
 
 
 @pytest.mark.parametrize("carrier", CARRIERS)
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("format", "jpeg", "expected 'format' to be 'png' or 'json', but got 'jpeg'"),
+        (
+            "format",
+            "jpeg",
+            "expected 'format' to be 'png', 'json', 'coco', 'cvat', 'labelstudio', 'hf' or 'npz', but got",
+        ),
+        ("format", "png,jpeg", "or 'npz', but got 'jpeg'"),
         ("render", "3d", "expected 'render' to be 'index', 'overlay', 'confidence' or 'uncertainty', but got '3d'"),
         ("tta", "D4", "'none', 'hflip', 'flips', 'd4', 'multiscale' or 'multiscale-hflip', but got 'D4'"),
         ("aggregate", "sum", "expected 'aggregate' to be 'mean', 'logits', 'max' or 'vote', but got 'sum'"),
         ("top_k", "many", "expected 'top_k' to be a valid integer"),
         ("top_k", 0, "expected 'top_k' to be greater than or equal to 1, but got"),
         ("top_k", 1.5, "expected 'top_k' to be a valid integer"),
+        ("min_area", -1, "expected 'min_area' to be greater than or equal to 0, but got"),
+        ("simplify", "nan", "expected 'simplify' to be"),
+        ("simplify", "inf", "expected 'simplify' to be a finite number"),
+        ("objects", "some", "expected 'objects' to be a valid boolean"),
+        ("name", "", "expected 'name' to be String should have at least 1 character"),
         ("deadline_ms", -1, "expected 'deadline_ms' to be greater than or equal to 1, but got"),
         (
             "ttta",
@@ -190,7 +221,7 @@ def test_a_wrong_option_is_answered_with_the_choices(carrier: str, name: str, va
 
 def test_wrong_masks_are_answered_with_the_choices() -> None:
     detail = refused(request("query", {"masks": "contours"})).detail
-    assert all(repr(choice) in detail for choice in ("rle", "png", "none"))
+    assert all(repr(choice) in detail for choice in ("rle", "polygons", "png", "none"))
     assert detail.endswith("but got 'contours'")
 
 

@@ -5,7 +5,7 @@ import pytest
 from pydantic import ValidationError
 
 from segserve.settings import explain
-from segserve.spec import ModelSpec
+from segserve.spec import ModelSpec, Sizing
 
 GOLDEN = {
     "schema_version": 1,
@@ -20,10 +20,12 @@ GOLDEN = {
     "preprocess": {
         "resize": "always",
         "working_side": 512,
+        "overlap": 0,
         "mean": [0.485, 0.456, 0.406],
         "std": [0.229, 0.224, 0.225],
     },
-    "serving": {"batch_size": 8, "max_batch_delay_ms": 5, "workers": 1},
+    "calibration": {"temperature": 1.0, "split": None},
+    "serving": {"batch_size": 8, "max_batch_delay_ms": 5, "workers": 1, "max_seconds": 100},
     "provenance": {
         "data_digest": "d1",
         "recipe": {"epochs": 3, "loss": {"dice": 0.5}},
@@ -57,7 +59,7 @@ def test_a_spec_survives_its_json() -> None:
 
 def test_what_may_be_left_out() -> None:
     short = {name: GOLDEN[name] for name in ("name", "task", "classes", "provenance")}
-    preprocess = {name: value for name, value in GOLDEN["preprocess"].items() if name != "resize"}
+    preprocess = {name: value for name, value in GOLDEN["preprocess"].items() if name not in ("resize", "overlap")}
     spec = ModelSpec.model_validate({**short, "network": {}, "preprocess": preprocess})
     assert spec.model_dump(mode="json") == {
         **GOLDEN,
@@ -96,7 +98,10 @@ def test_every_part_is_frozen(part: str) -> None:
         ("name", "", "expected 'name' to be String should match pattern"),
         ("task", "detection", "expected 'task' to be 'segmentation' or 'classification', but got 'detection'"),
         ("network.encoder", "vgg16", "'resnext50_32x4d' or 'mobilenet_v3_large', but got 'vgg16'"),
-        ("preprocess.resize", "never", "expected 'preprocess.resize' to be 'always' or 'larger', but got 'never'"),
+        ("preprocess.resize", "no", "expected 'preprocess.resize' to be 'always', 'larger' or 'never', but got 'no'"),
+        ("preprocess.overlap", 64, "expected overlap only with resize = 'never', but resize is 'always': remove it"),
+        ("calibration.temperature", 0, "expected 'calibration.temperature' to be greater than 0, but got 0"),
+        ("calibration.t", 1, "'calibration.t' is not a known key"),
         ("preprocess.working_side", 31, "expected 'preprocess.working_side' to be greater than or equal to 32"),
         ("classes.1.id", 2, "expected class ids 0 to 1 in order, but got [0, 2]"),
         ("classes.0.id", -1, "expected 'classes.0.id' to be greater than or equal to 0, but got -1"),
@@ -123,3 +128,27 @@ def test_a_deviation_that_cannot_be_divided_by_is_refused(value: float) -> None:
     with pytest.raises(ValidationError) as caught:
         ModelSpec.model_validate(changed("preprocess.std", [0.2, value, 0.2]))
     assert "preprocess.std.1" in explain(caught.value)
+
+
+def test_a_spec_from_before_windows_and_calibration_means_what_it_meant() -> None:
+    old = json.loads(json.dumps(GOLDEN))
+    del old["calibration"], old["preprocess"]["overlap"], old["serving"]["max_seconds"]
+    assert ModelSpec.model_validate(old) == ModelSpec.model_validate(GOLDEN)
+
+
+@pytest.mark.parametrize(("side", "most"), [(512, 256), (65, 32), (64, 32), (63, 31), (40, 8), (32, 0)])
+def test_windows_overlap_by_half_at_most_and_move_on_by_the_stride_at_least(side: int, most: int) -> None:
+    sizing = {"resize": "never", "working_side": side}
+    assert Sizing.model_validate({**sizing, "overlap": most}).overlap == most
+    with pytest.raises(ValidationError) as caught:
+        Sizing.model_validate({**sizing, "overlap": most + 1})
+    assert f"and 32 pixels less than it, {most}, but got {most + 1}: lower it" in explain(caught.value)
+
+
+def test_a_classifier_sees_whole_images() -> None:
+    document = changed("preprocess.resize", "never")
+    with pytest.raises(ValidationError) as caught:
+        ModelSpec.model_validate({**document, "task": "classification"})
+    assert "expected preprocess.resize 'always' or 'larger' for classification, but got 'never'" in explain(
+        caught.value
+    )
