@@ -62,7 +62,7 @@ class Options(Settings):
     """The image's file name, for the forms that name it: `coco`, `cvat`, `labelstudio`."""
     top_k: int = Field(default=5, ge=1)
     """How many labels, the likeliest first."""
-    deadline_ms: int | None = Field(default=None, ge=1)
+    deadline_ms: int | None = Field(default=None, ge=1, le=86_400_000)
     """Counted from the request's arrival in the worker; no forward pass is begun after it."""
 
     @field_validator("format", "render", "classes", mode="before")

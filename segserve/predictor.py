@@ -41,6 +41,12 @@ MAX_FORWARD_PIXELS = 8 * 512 * 512
 """Most pixels in one forward pass; a larger group runs in several."""
 MAX_SCORES = 2**28
 """Most numbers that the views of a batch may hold at once (1 GiB of float32)."""
+OUT_OF_MEMORY_WORDS = (
+    "can't allocate memory",
+    "could not create a primitive",
+    "could not create a memory",
+    "bad_alloc",
+)
 
 
 class Engine(Protocol):
@@ -187,7 +193,18 @@ class ImagePredictor(Generic[P]):
         with clock("preprocess"):
             images_BCHW = torch.stack([pad(look.image_CHW, size) for look in looks])
         with clock("forward"):
+            return self._forward(images_BCHW)
+
+    def _forward(self, images_BCHW: Tensor) -> Tensor:
+        """Logits; a batch that does not fit in memory goes in halves."""
+        try:
             return self.engine(images_BCHW)
+        except Exception as error:
+            if len(images_BCHW) == 1 or not is_out_of_memory(error):
+                raise
+            logger.warning("a forward pass of %s did not fit in memory: halving it", tuple(images_BCHW.shape))
+        release_memory(self.engine.device)
+        return torch.cat([self._forward(half_BCHW) for half_BCHW in images_BCHW.tensor_split(2)])
 
     def _undo(self, look: "_Look", logits_K: Tensor, query: Query, size: Size) -> Tensor:
         """Scores of one view; those of pixels are brought back to the geometry of the padded image, of `size`."""
@@ -326,8 +343,10 @@ def build_predictor(spec: ModelSpec, engine: Engine) -> Predictor:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether Python, a GPU or PyTorch's allocator for the CPU, which has no exception of its own, lacked memory."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Whether memory was lacking: on the CPU, PyTorch and oneDNN say so in words only."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        words in str(error) for words in OUT_OF_MEMORY_WORDS
+    )
 
 
 def release_memory(device: torch.device) -> None:

@@ -4,6 +4,7 @@ Knows HTTP bodies and options but no server: TorchServe's adapter, the offline c
 """
 
 import logging
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -71,7 +72,7 @@ class Service:
         self.spec = artifact.spec
         self.predictor = predictor
         self.model = api.ModelInfo(name=name, version=version, digest=artifact.digest)
-        self._pool = ThreadPoolExecutor(pool_size, thread_name_prefix="segserve-codec")
+        self._pool = _started_pool(pool_size)
         engine = predictor.engine
         metrics.MODEL_INFO.labels(name, version, artifact.digest, engine.name, str(engine.device)).set(1)
 
@@ -232,6 +233,14 @@ class Service:
                     metrics.CLASS_PIXELS.labels(self.model.name, entry.name).inc(pixels_K[entry.id])
             case ClassificationPrediction():
                 metrics.CONFIDENCE.labels(self.model.name).observe(float(prediction.probs_K.max()))
+
+
+def _started_pool(size: int) -> ThreadPoolExecutor:
+    """All its threads run: one started later, when memory is short, would fail a whole batch."""
+    pool = ThreadPoolExecutor(size, thread_name_prefix="segserve-codec")
+    all_there = threading.Barrier(size)
+    list(pool.map(lambda _: all_there.wait(), range(size)))
+    return pool
 
 
 def _queries(asked: Asked | Inference, *, arrived: float, max_seconds: int) -> Sequence[Query]:
