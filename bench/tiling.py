@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +100,7 @@ def _mosaic(files: list[Path], side: int) -> Image.Image:
 def _measure(given: argparse.Namespace) -> dict[str, object]:
     artifact = load_artifact(given.artifact)
     spec = _resized(artifact.spec, resize="never", working_side=given.working_side, overlap=given.overlap)
-    service = _service(artifact, spec)
+    service = _service(replace(artifact, spec=spec))
     file = given.measure.read_bytes()
     _ask(service, _small_jpeg(given.working_side), given.tta)
     start = time.perf_counter()
@@ -126,9 +127,9 @@ def _resized(spec: ModelSpec, **sizing: object) -> ModelSpec:
     return spec.model_copy(update={"preprocess": preprocess, "serving": patient})
 
 
-def _service(artifact: Artifact, spec: ModelSpec) -> Service:
-    predictor = SegmentationPredictor(spec, TorchEngine(artifact.network, device=best_device()))
-    return Service(artifact, predictor, name=spec.name, version="bench")
+def _service(artifact: Artifact) -> Service:
+    predictor = SegmentationPredictor(artifact.spec, TorchEngine(artifact.network, device=best_device()))
+    return Service(artifact, predictor, name=artifact.spec.name, version="bench")
 
 
 def _small_jpeg(side: int) -> bytes:

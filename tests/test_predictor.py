@@ -13,7 +13,7 @@ from segserve.predictor import (
     build_predictor,
 )
 from segserve.preprocess import Size
-from segserve.spec import ModelSpec, Plan
+from segserve.spec import Aggregate, ModelSpec, Plan
 from segserve.tta import PLANS
 from tests.conftest import ToyEngine, ToyLabelsEngine, expected_probs, random_image
 
@@ -67,6 +67,24 @@ def test_a_per_pixel_network_gives_the_numpy_answer(size: Size, plan: Plan, spec
     np.testing.assert_allclose(found.uncertainty_HW["entropy"], entropy_HW * 255, atol=0.51)
     assert found.mean_entropy == pytest.approx(entropy_HW.mean(), abs=1e-5)
     assert found.view_agreement == 1
+
+
+@pytest.mark.parametrize("aggregate", ["mean", "logits", "max", "vote"])
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("size", [(1, 1), (7, 5), (33, 127), (129, 201)])
+def test_every_plan_equals_none_where_scaling_changes_nothing(
+    size: Size, plan: Plan, aggregate: Aggregate, spec: ModelSpec
+) -> None:
+    """Stripes as high as the image: mirrored or turned they differ; flat in one colour they also survive scaling."""
+    flat_HWC = np.full((*size, 3), (200, 30, 90), dtype=np.uint8)
+    striped_HWC = np.where(np.arange(size[1])[:, None] % 2, flat_HWC, 255 - flat_HWC).astype(np.uint8)
+    image_HWC = flat_HWC if plan.startswith("multiscale") else striped_HWC
+    queries = [Query(image_HWC=image_HWC, tta=tta, aggregate=aggregate) for tta in ("none", plan)]
+    alone, found = SegmentationPredictor(at_most(spec, 256), ToyEngine()).predict(queries)
+    np.testing.assert_array_equal(found.mask_HW, alone.mask_HW)
+    np.testing.assert_allclose(found.confidence_HW, alone.confidence_HW.astype(float), atol=1)
+    assert found.view_agreement == 1
+    assert found.mutual_information == pytest.approx(0, abs=1e-5)
 
 
 @pytest.mark.parametrize("plan", PLANS)
