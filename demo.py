@@ -21,7 +21,8 @@ from handlers.local_service import LocalService, local_service
 from segserve.artifact import load_artifact
 from segserve.codec import decode_image, overlay
 from segserve.engines.torch_engine import TorchEngine
-from segserve.predictor import Query, SegmentationPredictor
+from segserve.prediction import Query
+from segserve.predictor import SegmentationPredictor
 from training.synthetic import write_classification_set, write_segmentation_set
 
 ROOT = Path("runs/demo")

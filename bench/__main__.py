@@ -20,7 +20,8 @@ from handlers.local_service import LocalService, local_service
 from segserve.artifact import load_artifact
 from segserve.codec import decode_image
 from segserve.engines.torch_engine import TorchEngine
-from segserve.predictor import Query, SegmentationPredictor
+from segserve.prediction import Query
+from segserve.predictor import SegmentationPredictor
 
 DEMO = Path("runs/demo")
 MODEL = "demo-segmentation"

@@ -30,7 +30,8 @@ from segserve.api import Request
 from segserve.artifact import Artifact, load_artifact
 from segserve.codec import decode_image
 from segserve.engines.torch_engine import TorchEngine, best_device
-from segserve.predictor import Query, SegmentationPredictor
+from segserve.prediction import Query
+from segserve.predictor import SegmentationPredictor
 from segserve.service import Service
 from segserve.spec import ModelSpec
 from segserve.tiling import spans

@@ -24,13 +24,8 @@ from torch import nn
 from segserve.codec import encode_index_png, encode_png
 from segserve.engines.torch_engine import TorchEngine
 from segserve.networks import Network, build_network
-from segserve.predictor import (
-    ClassificationPredictor,
-    Predictor,
-    Query,
-    SegmentationPredictor,
-    build_predictor,
-)
+from segserve.prediction import Query
+from segserve.predictor import ClassificationPredictor, Predictor, SegmentationPredictor, build_predictor
 from segserve.settings import explain
 from segserve.spec import ModelSpec
 

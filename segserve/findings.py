@@ -11,7 +11,7 @@ from segserve import regions
 from segserve.api import ModelInfo, Options
 from segserve.codec import NO_CLASS
 from segserve.polygons import MultiPolygon, trace
-from segserve.predictor import SegmentationPrediction
+from segserve.prediction import SegmentationPrediction
 from segserve.regions import Region
 from segserve.spec import ClassSpec, ModelSpec
 

@@ -9,7 +9,8 @@ from segserve.api import Options
 from segserve.artifact import Artifact
 from segserve.clock import StageClock
 from segserve.codec import decode_image
-from segserve.predictor import Prediction, Predictor, Query
+from segserve.prediction import Prediction, Query
+from segserve.predictor import Predictor
 from segserve.problem import Problem
 from segserve.render import Asked, render
 from segserve.spec import Plan

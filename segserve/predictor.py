@@ -9,9 +9,9 @@ Dimensions: B batch, V views, C channels, K classes, H, W.
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, Literal, Protocol, TypeVar, assert_never, cast
+from typing import Generic, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segserve import tta
+from segserve.canvas import NUM_DOUBTS, Canvas, join_views
 from segserve.clock import StageClock
+from segserve.prediction import ClassificationPrediction, Query, SegmentationPrediction
 from segserve.preprocess import (
     STRIDE,
     Size,
@@ -31,8 +33,8 @@ from segserve.preprocess import (
     upright_bands,
     working_size,
 )
-from segserve.spec import Aggregate, Measure, ModelSpec, Plan
-from segserve.tiling import Blender, Block, Grid, Span, TooLarge, grid, strips
+from segserve.spec import ModelSpec
+from segserve.tiling import Blender, Grid, Span, TooLarge, grid, strips
 from segserve.tta import PLANS
 
 logger = logging.getLogger(__name__)
@@ -58,55 +60,6 @@ class Engine(Protocol):
     def __call__(self, images_BCHW: Tensor, /) -> Tensor: ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class Query:
-    """One image and what is asked about it."""
-
-    image_HWC: NDArray[np.uint8]
-    """Upright RGB, (H, W, 3)."""
-    tta: Plan = "none"
-    aggregate: Aggregate = "mean"
-    maps: tuple[Measure, ...] = ()
-    """Uncertainty maps wanted."""
-    probabilities: Literal["uint8", "float16"] | None = None
-    """Wanted, at this precision."""
-    deadline: float | None = None
-    """Seconds of `time.perf_counter`; no forward pass is begun after it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SegmentationPrediction:
-    """The answer in the image's own pixels."""
-
-    mask_HW: NDArray[np.uint8]
-    """Class indices."""
-    confidence_HW: NDArray[np.uint8]
-    """Probability of the chosen class, 255 = 1."""
-    uncertainty_HW: Mapping[Measure, NDArray[np.uint8]]
-    """The maps asked for, 255 = most uncertain, see `segserve.tta`."""
-    probs_KHW: NDArray[np.uint8] | NDArray[np.float16] | None
-    """Class probabilities, only if asked for: 255 = 1, or floats. Their first largest class is that of `mask_HW`."""
-    mean_entropy: float
-    """0 (certain) to 1, at the working size; so are the next two."""
-    mutual_information: float
-    """0 (the views say the same) to 1."""
-    view_agreement: float
-    """Share of the views' pixels that agree with the aggregate."""
-    windows: int
-    """In how many pieces the network saw the image."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassificationPrediction:
-    """Probabilities of all classes (they sum to 1), and how sure they are."""
-
-    probs_K: NDArray[np.float32]
-    mean_entropy: float
-    mutual_information: float
-    view_agreement: float
-
-
-Prediction = SegmentationPrediction | ClassificationPrediction
 P = TypeVar("P", SegmentationPrediction, ClassificationPrediction)
 
 
@@ -225,7 +178,7 @@ class SegmentationPredictor(ImagePredictor[SegmentationPrediction]):
         whole: list[int] = []
         for index, query in enumerate(queries):
             try:
-                query_grid = grid(_upright_size(query), self.spec.preprocess)
+                query_grid = grid(query.size, self.spec.preprocess)
             except TooLarge as error:
                 answers[index] = error
                 continue
@@ -255,7 +208,7 @@ class SegmentationPredictor(ImagePredictor[SegmentationPrediction]):
         group: list[Query] = []
         held = 0
         for query in queries:
-            height, width = working_size(_upright_size(query), self.spec.preprocess)
+            height, width = working_size(query.size, self.spec.preprocess)
             needed = len(PLANS[query.tta]) * self.spec.num_classes * height * width
             if group and held + needed > MAX_SCORES:
                 yield group
@@ -267,21 +220,21 @@ class SegmentationPredictor(ImagePredictor[SegmentationPrediction]):
 
     def _finish(self, query: Query, scores_VKHW: Tensor, clock: StageClock) -> SegmentationPrediction:
         with clock("tta"):
-            maps_MHW = _maps(scores_VKHW, query.aggregate)
+            maps_MHW = join_views(scores_VKHW, query.aggregate)
         with clock("postprocess"):
-            answer = _Answer(query)
-            answer.note(maps_MHW)
+            canvas = Canvas(query)
+            canvas.note(maps_MHW)
             top = 0
-            for band_MHW in upright_bands(answer.needed(maps_MHW), _upright_size(query)):
-                answer.paint(band_MHW, top=top, left=0)
+            for band_MHW in upright_bands(canvas.needed(maps_MHW), query.size):
+                canvas.paint(band_MHW, top=top, left=0)
                 top += band_MHW.shape[1]
-            return answer.prediction(num_windows=1)
+            return canvas.prediction(num_windows=1)
 
     def _predict_windows(
         self, query: Query, query_grid: Grid, clock: StageClock
     ) -> SegmentationPrediction | TimeoutError:
         """One image in overlapping windows, in memory that does not grow with the image."""
-        answer = _Answer(query)
+        canvas = Canvas(query)
         num_maps = self.spec.num_classes + NUM_DOUBTS
         for strip in strips(query_grid, num_maps):
             blender = Blender(strip, query_grid.rows, num_maps=num_maps, device=self.engine.device)
@@ -292,8 +245,8 @@ class SegmentationPredictor(ImagePredictor[SegmentationPrediction]):
                     if maps_MHW is None:
                         return TimeoutError("the deadline has passed")
                     with clock("postprocess"):
-                        answer.take(blender.add(maps_MHW, row_index, column_index))
-        return answer.prediction(num_windows=query_grid.num_windows)
+                        canvas.take(blender.add(maps_MHW, row_index, column_index))
+        return canvas.prediction(num_windows=query_grid.num_windows)
 
     def _maps_of_row(self, query: Query, row: Span, columns: Sequence[Span], clock: StageClock) -> Iterator[Tensor]:
         """The maps of the windows of one row; fewer, if the deadline passes."""
@@ -310,7 +263,7 @@ class SegmentationPredictor(ImagePredictor[SegmentationPrediction]):
                 if isinstance(scores_VKHW, TimeoutError):
                     return
                 with clock("tta"):
-                    maps_MHW = _maps(scores_VKHW, query.aggregate)
+                    maps_MHW = join_views(scores_VKHW, query.aggregate)
                 yield maps_MHW
 
 
@@ -353,10 +306,6 @@ def release_memory(device: torch.device) -> None:
     """Give back what PyTorch keeps of a GPU's memory for later."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
-
-
-def _upright_size(query: Query) -> Size:
-    return query.image_HWC.shape[0], query.image_HWC.shape[1]
 
 
 def _size(image_CHW: Tensor) -> Size:
@@ -404,109 +353,3 @@ def _batches(looks: Sequence[_Look], *, stride: int) -> Iterator[tuple[list[_Loo
         most = max(1, MAX_FORWARD_PIXELS // (size[0] * size[1]))
         for first in range(0, len(group), most):
             yield group[first : first + most], size
-
-
-NUM_DOUBTS = 2
-
-
-def _maps(scores_VKHW: Tensor, aggregate: Aggregate) -> Tensor:
-    """(M, H, W) with M = K + 2: the class probabilities, then mutual information and disagreement."""
-    probs_KHW = tta.combine(scores_VKHW, aggregate)
-    doubts = tta.mutual_information(scores_VKHW, aggregate), tta.disagreement(scores_VKHW, probs_KHW)
-    return torch.cat([probs_KHW, torch.stack(doubts)])
-
-
-class _Answer:
-    """A prediction in the making: maps come in pieces, and leave as 8-bit pixels of the upright image."""
-
-    def __init__(self, query: Query) -> None:
-        self.query = query
-        size = _upright_size(query)
-        self.mask_HW = np.empty(size, dtype=np.uint8)
-        self.confidence_HW = np.empty(size, dtype=np.uint8)
-        self.uncertainty_HW: dict[Measure, NDArray[np.uint8]] = {
-            measure: np.empty(size, dtype=np.uint8) for measure in query.maps
-        }
-        self.probs_KHW: NDArray[np.uint8] | NDArray[np.float16] | None = None
-        self._sums = np.zeros(1 + NUM_DOUBTS)
-        self._num_pixels = 0
-
-    def needed(self, maps_MHW: Tensor) -> Tensor:
-        """Without the maps that nobody asked to see."""
-        return maps_MHW if self.query.maps else maps_MHW[:-NUM_DOUBTS]
-
-    def take(self, block: Block | None) -> None:
-        """Count and paint a part of the image that is done."""
-        if block is not None:
-            self.note(block.maps_KHW)
-            self.paint(self.needed(block.maps_KHW), top=block.top, left=block.left)
-
-    def note(self, maps_MHW: Tensor) -> None:
-        """Count these maps in the means."""
-        probs_KHW, doubts = maps_MHW[:-NUM_DOUBTS], maps_MHW[-NUM_DOUBTS:]
-        means = [tta.entropy(probs_KHW).mean().item(), *doubts.mean(dim=(-2, -1)).tolist()]
-        num_pixels = probs_KHW[0].numel()
-        self._sums += np.array(means) * num_pixels
-        self._num_pixels += num_pixels
-
-    def paint(self, maps_MHW: Tensor, *, top: int, left: int) -> None:
-        """Put maps of a part of the image in their place."""
-        probs_KHW = maps_MHW[:-NUM_DOUBTS] if self.query.maps else maps_MHW
-        place = np.s_[top : top + maps_MHW.shape[1], left : left + maps_MHW.shape[2]]
-        confidence_HW, mask_HW = probs_KHW.max(dim=0)
-        self.mask_HW[place] = mask_HW.to(torch.uint8).cpu().numpy()
-        self.confidence_HW[place] = _to_8_bit(confidence_HW)
-        for measure, map_HW in self.uncertainty_HW.items():
-            map_HW[place] = _to_8_bit(_measured(maps_MHW, measure))
-        if self.query.probabilities:
-            values_KHW = quantised(probs_KHW, self.mask_HW[place], precision=self.query.probabilities)
-            if self.probs_KHW is None:
-                self.probs_KHW = np.empty((len(values_KHW), *self.mask_HW.shape), dtype=values_KHW.dtype)
-            self.probs_KHW[:, *place] = values_KHW
-
-    def prediction(self, *, num_windows: int) -> SegmentationPrediction:
-        entropy, information, disagreement = (self._sums / self._num_pixels).tolist()
-        return SegmentationPrediction(
-            mask_HW=self.mask_HW,
-            confidence_HW=self.confidence_HW,
-            uncertainty_HW=self.uncertainty_HW,
-            probs_KHW=self.probs_KHW,
-            mean_entropy=entropy,
-            mutual_information=information,
-            view_agreement=1 - disagreement,
-            windows=num_windows,
-        )
-
-
-def _measured(maps_MHW: Tensor, measure: Measure) -> Tensor:
-    match measure:
-        case "entropy":
-            return tta.entropy(maps_MHW[:-NUM_DOUBTS])
-        case "mutual-information":
-            return maps_MHW[-2]
-        case "disagreement":
-            return maps_MHW[-1]
-        case _:
-            assert_never(measure)
-
-
-def quantised(
-    probs_KHW: Tensor, mask_HW: NDArray[np.uint8], *, precision: Literal["uint8", "float16"]
-) -> NDArray[np.uint8] | NDArray[np.float16]:
-    """Probabilities in fewer bits, of which the first largest is still the mask's class.
-
-    Rounding can make an earlier class equal to the mask's; it is then lowered by one step.
-    """
-    values_KHW: NDArray[np.uint8] | NDArray[np.float16]
-    values_KHW = _to_8_bit(probs_KHW) if precision == "uint8" else probs_KHW.to(torch.float16).cpu().numpy()
-    best_1HW = np.take_along_axis(values_KHW, mask_HW[None].astype(np.intp), axis=0)
-    earlier_KHW = np.arange(len(values_KHW))[:, None, None] < mask_HW
-    tied_KHW = earlier_KHW & (values_KHW == best_1HW)
-    tied_N = values_KHW[tied_KHW]
-    values_KHW[tied_KHW] = tied_N - 1 if precision == "uint8" else np.nextafter(tied_N, np.float16(0))
-    return values_KHW
-
-
-def _to_8_bit(values: Tensor) -> NDArray[np.uint8]:
-    levels: NDArray[np.uint8] = (values * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
-    return levels

@@ -20,7 +20,7 @@ from segserve.forms.mixed import mix
 from segserve.forms.npz import npz_part
 from segserve.forms.part import Part
 from segserve.forms.png import png_part
-from segserve.predictor import ClassificationPrediction, Prediction, SegmentationPrediction
+from segserve.prediction import ClassificationPrediction, Prediction, SegmentationPrediction
 from segserve.problem import Problem
 from segserve.spec import ModelSpec
 

@@ -18,14 +18,8 @@ from segserve import api, codec, metrics
 from segserve.api import Request, Response
 from segserve.artifact import Artifact
 from segserve.clock import StageClock
-from segserve.predictor import (
-    ClassificationPrediction,
-    Prediction,
-    Predictor,
-    Query,
-    SegmentationPrediction,
-    is_out_of_memory,
-)
+from segserve.prediction import ClassificationPrediction, Prediction, Query, SegmentationPrediction
+from segserve.predictor import Predictor, is_out_of_memory
 from segserve.problem import TITLE, Problem
 from segserve.render import Asked, render
 from segserve.tiling import TooLarge

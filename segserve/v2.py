@@ -21,7 +21,7 @@ from pydantic import Field, StrictBool, StrictInt, ValidationError
 
 from segserve import api, codec
 from segserve.findings import Findings
-from segserve.predictor import ClassificationPrediction, Prediction, Query, SegmentationPrediction
+from segserve.prediction import ClassificationPrediction, Prediction, Query, SegmentationPrediction
 from segserve.problem import Problem
 from segserve.settings import Settings, explain
 from segserve.spec import ModelSpec, Task

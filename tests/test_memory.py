@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from segserve.artifact import Artifact
-from segserve.predictor import Query, SegmentationPrediction, SegmentationPredictor
+from segserve.prediction import Query, SegmentationPrediction
+from segserve.predictor import SegmentationPredictor
 from segserve.spec import ModelSpec
 from tests.conftest import ToyEngine, random_image
 

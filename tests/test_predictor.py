@@ -5,13 +5,8 @@ from segserve import predictor
 from segserve.artifact import Artifact
 from segserve.clock import StageClock
 from segserve.engines.torch_engine import TorchEngine
-from segserve.predictor import (
-    ClassificationPredictor,
-    Query,
-    SegmentationPrediction,
-    SegmentationPredictor,
-    build_predictor,
-)
+from segserve.prediction import Query, SegmentationPrediction
+from segserve.predictor import ClassificationPredictor, SegmentationPredictor, build_predictor
 from segserve.preprocess import Size
 from segserve.spec import Aggregate, ModelSpec, Plan
 from segserve.tta import PLANS

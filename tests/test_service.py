@@ -24,7 +24,8 @@ from segserve.artifact import Artifact
 from segserve.clock import StageClock
 from segserve.codec import NO_CLASS, decode_image
 from segserve.engines.torch_engine import TorchEngine
-from segserve.predictor import ClassificationPredictor, Query, SegmentationPrediction, SegmentationPredictor
+from segserve.prediction import Query, SegmentationPrediction
+from segserve.predictor import ClassificationPredictor, SegmentationPredictor
 from segserve.render import render
 from segserve.service import Service
 from tests.conftest import CLASSES, ToyEngine, ToyLabelsEngine, expected_probs, random_image

@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from segserve import predictor, tiling
-from segserve.predictor import Query, SegmentationPrediction, SegmentationPredictor
+from segserve.prediction import Query, SegmentationPrediction
+from segserve.predictor import SegmentationPredictor
 from segserve.preprocess import Size
 from segserve.spec import ModelSpec, Plan, Sizing
 from segserve.tiling import Blender, grid, spans, strips

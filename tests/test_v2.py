@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from segserve import codec, v2
 from segserve.api import ModelInfo, Request
-from segserve.predictor import ClassificationPrediction, SegmentationPrediction
+from segserve.prediction import ClassificationPrediction, SegmentationPrediction
 from segserve.problem import Problem, ProblemKind
 from segserve.spec import ModelSpec
 from tests.conftest import random_image, tiny_spec

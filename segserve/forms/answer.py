@@ -8,7 +8,7 @@ from segserve import api, codec
 from segserve.api import Options
 from segserve.findings import Findings
 from segserve.forms.part import Part
-from segserve.predictor import ClassificationPrediction, Prediction
+from segserve.prediction import ClassificationPrediction, Prediction
 from segserve.regions import Region
 from segserve.rle import coco_rle
 from segserve.spec import ModelSpec

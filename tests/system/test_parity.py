@@ -20,7 +20,8 @@ from handlers.local_service import LocalService, local_service
 from segserve.artifact import load_artifact
 from segserve.codec import decode_image
 from segserve.engines.torch_engine import TorchEngine
-from segserve.predictor import Query, SegmentationPredictor
+from segserve.prediction import Query
+from segserve.predictor import SegmentationPredictor
 from tests.system.conftest import Demo
 
 pytestmark = pytest.mark.system
