@@ -1,4 +1,4 @@
-"""The README is true: every command in it is executed here, in its order, against the demo's models."""
+"""The README and the pages under docs/ are true: their commands are executed here, against the demo's models."""
 
 import re
 import subprocess
@@ -14,11 +14,22 @@ from tests.system.conftest import ROOT, Demo
 pytestmark = pytest.mark.system
 
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
-COMMANDS = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines()]
+PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+
+
+def commands_of(page: str) -> list[str]:
+    blocks = re.findall(r"```sh\n(.*?)```", page, flags=re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [re.sub(r"(^|\s)#.*", "", line).strip() for line in lines]
+
+
+COMMANDS = commands_of(README)
+CURLS = [command for page in PAGES.values() for command in commands_of(page) if command.startswith("curl")]
 SERVE = ".venv/bin/segserve serve --store runs/demo/model_store"
 MAKES = ["make demo", "make test"]
 """The first is run by the `demo` fixture; the second is what runs this."""
+ANSWERS = (b"\x89PNG", b'{"', b"[{", b"<?xml", b"PK", b"--")
+"""How PNG, JSON, XML, npz and multipart begin."""
 
 
 def shell(command: str, folder: Path) -> subprocess.CompletedProcess[bytes]:
@@ -51,18 +62,21 @@ def test_says_what_it_is_and_gives_the_two_commands_by_line_12() -> None:
     assert [command for command in MAKES if command not in "\n".join(README.splitlines()[:12])] == []
 
 
-def test_names_only_files_that_exist() -> None:
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
-    assert [link for link in links if not (ROOT / link).exists()] == []
+@pytest.mark.parametrize("name", PAGES)
+def test_names_only_files_that_exist(name: str) -> None:
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", PAGES[name]) if "://" not in link]
+    folder = ROOT if name == "README.md" else ROOT / "docs"
+    assert [link for link in links if link and not (folder / link).exists()] == []
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("curl")])
+@pytest.mark.parametrize("command", CURLS)
 def test_curl(served: None, tmp_path: Path, command: str) -> None:
     command = command.replace("runs/demo", str(ROOT / "runs/demo"))
     done = shell(command, tmp_path)
     assert done.returncode == 0, done.stderr.decode()
-    answer = (tmp_path / "mask.png").read_bytes() if "-o mask.png" in command else done.stdout
-    assert answer.startswith((b"\x89PNG", b'{"model":'))
+    written = [path.read_bytes() for path in tmp_path.iterdir()]
+    (answer,) = written or [done.stdout]
+    assert answer.startswith(ANSWERS)
 
 
 def test_commands_for_ones_own_data(demo: Demo, tmp_path: Path) -> None:
