@@ -126,4 +126,6 @@ def mutual_information(scores_VK: Tensor, aggregate: Aggregate) -> Tensor:
 
 def disagreement(scores_VK: Tensor, probs_K: Tensor) -> Tensor:
     """Share of the views whose class is not the aggregate's: (V, K, ...) and (K, ...) to (...), 0 to 1."""
+    if scores_VK.shape[0] == 1:
+        return torch.zeros_like(probs_K[0])
     return (scores_VK.argmax(dim=1) != probs_K.argmax(dim=0)).float().mean(dim=0)
