@@ -8,8 +8,12 @@ import base64
 import io
 import re
 import struct
+import subprocess
+import sys
 import time
 import warnings
+from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +25,6 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
-from pycocotools import mask as coco
 
 from segserve.problem import Problem
 from segserve.spec import ClassSpec
@@ -29,8 +32,8 @@ from segserve.spec import ClassSpec
 MAX_BYTES = 32 * 2**20
 MAX_PIXELS = 100_000_000
 MAX_SECONDS = 10.0
-"""Of decoding one file. What is decoded in one call of a C library (WebP, AVIF, compressed TIFF) cannot be stopped; see
-docs/images.md for how long those can take."""
+"""Of decoding one file. WebP and compressed TIFF are decoded in one call that cannot be stopped, but never takes as
+long; docs/images.md says how that is known."""
 NO_CLASS = 255
 """Mask index of pixels whose class was not asked for."""
 
@@ -52,7 +55,10 @@ TIFF_COMPRESSIONS = {
 }
 """Pillow's names. Rare ones (old JPEG, LZMA, ThunderScan, SGI, WebP) are refused: nobody tests their decoders."""
 
-NOT_TAKEN = re.compile("cannot handle|unknown pixel mode|unsupported|.* support not installed", re.IGNORECASE)
+NOT_TAKEN = re.compile(
+    "cannot handle|unknown pixel mode|invalid value for samples per pixel|unsupported bmp|.* support not installed",
+    re.IGNORECASE,
+)
 """How Pillow's readers begin to say that a file is whole, but of a kind they do not read."""
 
 MAX_TIFF_PIECES = 100_000
@@ -62,7 +68,7 @@ JPEG_PROCESSES = (0xC0, 0xC1, 0xC2, 0xC3)
 """Baseline, extended, progressive and lossless with Huffman codes. Arithmetic codes cannot be decoded piece by piece,
 and no decoder here knows the hierarchical ones."""
 
-JPEG_BLOCK = 4096
+JPEG_BLOCK = 1024
 """Bytes of a JPEG file decoded between two looks at the clock: a scan over 100 megapixels can be 100 bytes long."""
 
 # Pillow raises its own bomb error where an image claims twice this; `_open` refuses from MAX_PIXELS on, also later
@@ -82,10 +88,25 @@ UPRIGHT = {
 """What undoes each EXIF orientation."""
 
 
+MAX_AVIF_WORK = 2 * 10**10
+"""Pixels, and 5000 for what every frame costs, times bytes. Any number of hidden frames may come before the one an AVIF
+shows, each in some 20 bytes; below this they cannot take long, above it a process of its own decodes."""
+AVIF_TO_PIXELS = """
+import io, sys
+from PIL.AvifImagePlugin import AvifImageFile
+sys.stdout.buffer.write(AvifImageFile(io.BytesIO(sys.stdin.buffer.read())).tobytes())
+"""
+
 MODES = ("1", "L", "P", "RGB", "YCbCr", "CMYK", "LA", "La", "PA", "RGBA")
 """Pillow's names of what `_to_rgb` takes beside gray of 16 bits."""
 
-_OFFSET_TAGS = (TiffImagePlugin.STRIPOFFSETS, TiffImagePlugin.TILEOFFSETS)
+_PIECE_TAGS = {
+    *(TiffImagePlugin.IMAGEWIDTH, TiffImagePlugin.IMAGELENGTH, TiffImagePlugin.COMPRESSION),
+    *(TiffImagePlugin.ROWSPERSTRIP, TiffImagePlugin.STRIPOFFSETS, TiffImagePlugin.STRIPBYTECOUNTS),
+    *(TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH),
+    *(TiffImagePlugin.TILEOFFSETS, TiffImagePlugin.TILEBYTECOUNTS),
+}
+"""The tags that say which pieces a TIFF image is stored in."""
 
 
 class _TimedFile(io.BytesIO):
@@ -100,12 +121,16 @@ class _TimedFile(io.BytesIO):
 
     def read(self, size: int | None = -1, /) -> bytes:
         if time.monotonic() > self._end:
-            raise Problem(
-                "too-large",
-                f"expected an image that is decoded within {MAX_SECONDS:g} s, but this one takes longer: "
-                "send a smaller or a simpler one",
-            )
+            raise _too_slow()
         return super().read(size)
+
+
+def _too_slow() -> Problem:
+    return Problem(
+        "too-large",
+        f"expected an image that is decoded within {MAX_SECONDS:g} s, but this one takes longer: "
+        "send a smaller or a simpler one",
+    )
 
 
 def decode_image(data: bytes) -> NDArray[np.uint8]:
@@ -137,22 +162,26 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
 def _open(data: bytes) -> ImageFile.ImageFile:
     """Read the header only, and check what it claims."""
     reader = _reader(data)
-    if reader is TiffImageFile:
-        _check_tiff_pieces(data)
     try:
+        if reader is TiffImageFile:
+            _check_tiff_directory(data)
         image = reader(_TimedFile(data))
+        _check_header(image, data)
     except Image.DecompressionBombError as error:
         raise Problem("too-large", f"expected at most {MAX_PIXELS} pixels: {error}") from None
     except (Problem, MemoryError):
         raise
     except Exception as error:  # as above
         raise _unreadable(reader, error) from None
+    return image
+
+
+def _check_header(image: ImageFile.ImageFile, data: bytes) -> None:
     _check_pixels(image.width, image.height)
     if isinstance(image, TiffImageFile):
         _check_tiff_work(image)
     if isinstance(image, JpegImageFile):
         _check_jpeg_process(image, data)
-    return image
 
 
 def _reader(data: bytes) -> type[ImageFile.ImageFile]:
@@ -176,27 +205,27 @@ def _check_pixels(width: int, height: int) -> None:
         )
 
 
-def _check_tiff_pieces(data: bytes) -> None:
-    """Refuse a first directory that lists more strips or tiles than any honest file."""
-    pieces = max((count for tag, count in _tiff_counts(data) if tag in _OFFSET_TAGS), default=0)
+def _check_tiff_directory(data: bytes) -> None:
+    """Refuse a first directory that lists more strips or tiles than any honest file, or says twice what they are."""
+    counts = [(tag, count) for tag, count in _tiff_counts(data) if tag in _PIECE_TAGS]
+    if len(dict(counts)) < len(counts):  # Pillow believes the last, libtiff the first
+        raise Problem("undecodable", "expected a whole TIFF image, but its first directory has a tag twice")
+    pieces = max((count for _, count in counts), default=0)
     if pieces > MAX_TIFF_PIECES:
         raise Problem(
             "too-large", f"expected at most {MAX_TIFF_PIECES} strips or tiles, but got {pieces}: save it in larger ones"
         )
 
 
-def _tiff_counts(data: bytes) -> list[tuple[int, int]]:
-    """The tags of the first directory, and how many values each has. None where it is broken: Pillow says how."""
-    order = "<" if data.startswith(b"II") else ">"
-    is_big = b"+" in data[2:4]
-    try:
-        (start,) = struct.unpack_from(order + ("Q" if is_big else "I"), data, 8 if is_big else 4)
-        (entries,) = struct.unpack_from(order + ("Q" if is_big else "H"), data, start)
-    except struct.error:
-        return []
-    entry = struct.Struct(order + ("H2xQ8x" if is_big else "H2xI4x"))
-    table = data[start + (8 if is_big else 2) :][: min(entries, len(data) // entry.size) * entry.size]
-    return list(entry.iter_unpack(table[: len(table) // entry.size * entry.size]))
+def _tiff_counts(data: bytes) -> Iterator[tuple[int, int]]:
+    """The tags of the first directory, and how many values each has. Where it is broken, Pillow says how."""
+    order: Literal["little", "big"] = "little" if data.startswith(b"II") else "big"
+    offset_bytes, number_bytes, entry = (8, 8, "H2xQ8x") if b"+" in data[2:4] else (4, 2, "H2xI4x")
+    entries = struct.Struct(("<" if order == "little" else ">") + entry)
+    start = int.from_bytes(data[offset_bytes : 2 * offset_bytes], order)
+    number = int.from_bytes(data[start : start + number_bytes], order)
+    table = data[start + number_bytes : start + number_bytes + number * entries.size]
+    return entries.iter_unpack(table[: len(table) // entries.size * entries.size])
 
 
 def _check_tiff_work(image: TiffImageFile) -> None:
@@ -208,7 +237,7 @@ def _check_tiff_work(image: TiffImageFile) -> None:
         _in_whole_tiles(tags[TiffImagePlugin.IMAGEWIDTH], tags.get(TiffImagePlugin.TILEWIDTH)),
         _in_whole_tiles(tags[TiffImagePlugin.IMAGELENGTH], tags.get(TiffImagePlugin.TILELENGTH)),
     )
-    counts = tags.get(TiffImagePlugin.TILEBYTECOUNTS) or tags.get(TiffImagePlugin.STRIPBYTECOUNTS) or ()
+    counts = *tags.get(TiffImagePlugin.TILEBYTECOUNTS, ()), *tags.get(TiffImagePlugin.STRIPBYTECOUNTS, ())
     if sum(counts) > MAX_BYTES:  # only strips that share bytes add up to more than the file has
         raise Problem("too-large", f"expected strips of at most {MAX_BYTES} bytes in all, but got {sum(counts)}")
 
@@ -237,8 +266,28 @@ def _load(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
         if image.tile[0].args == "RGB;16B":
             return _without_16_bit_key(image, data)
         _scale_key(image)
+    if isinstance(image, AvifImageFile) and (image.width * image.height + 5_000) * len(data) > MAX_AVIF_WORK:
+        return _to_rgb(_decoded_apart(image, data))
     image.load()
     return _to_rgb(image)
+
+
+def _decoded_apart(image: AvifImageFile, data: bytes) -> Image.Image:
+    """An AVIF's first frame, decoded in a process that can be ended."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", AVIF_TO_PIXELS],
+            input=data,
+            capture_output=True,
+            timeout=MAX_SECONDS,
+            check=True,
+        )
+    except subprocess.TimeoutExpired:
+        raise _too_slow() from None
+    except subprocess.CalledProcessError as error:
+        last_line = error.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise MemoryError if "MemoryError" in last_line else OSError(last_line) from None
+    return Image.frombytes(image.mode, image.size, done.stdout)
 
 
 def _scale_key(image: PngImageFile) -> None:
@@ -284,7 +333,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         straight = image.convert("LA") if image.mode == "La" else image
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, straight.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # a copy of 100 megapixels is 400 MB
 
 
 def _gray_from_16_bit(image: Image.Image) -> Image.Image:
@@ -332,11 +381,13 @@ def overlay(
     image_HWC: NDArray[np.uint8], mask_HW: NDArray[np.uint8], classes: tuple[ClassSpec, ...]
 ) -> NDArray[np.uint8]:
     """The image blended half and half with the class colours, (H, W, 3) uint8."""
-    palette_K3 = np.zeros((256, 3), dtype=np.uint16)
+    palette_K3 = np.zeros((256, 3), dtype=np.uint8)
     palette_K3[: len(classes)] = [entry.color for entry in classes]
-    blended_HWC = ((image_HWC + palette_K3[mask_HW]) // 2).astype(np.uint8)
-    shown_HW1 = (mask_HW < len(classes))[..., None]
-    return np.where(shown_HW1, blended_HWC, image_HWC)
+    colors_HWC = palette_K3[mask_HW]
+    blended_HWC = (image_HWC & colors_HWC) + ((image_HWC ^ colors_HWC) >> 1)  # half their sum, within 8 bits
+    hidden_HW = mask_HW >= len(classes)
+    blended_HWC[hidden_HW] = image_HWC[hidden_HW]
+    return blended_HWC
 
 
 def encode_png(image: Image.Image) -> bytes:
@@ -348,9 +399,3 @@ def encode_png(image: Image.Image) -> bytes:
 
 def to_base64(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
-
-
-def encode_rle(region_HW: NDArray[np.bool_]) -> dict[str, object]:
-    """COCO's compressed run-length encoding, `{"size": [height, width], "counts": text}`, as pycocotools reads it."""
-    encoded = coco.encode(np.asfortranarray(region_HW.astype(np.uint8)))
-    return {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")}

@@ -3,20 +3,26 @@ import io
 import json
 import random
 import struct
+import time
 import zlib
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
-from PIL import Image
-from pycocotools import mask as coco
+from PIL import Image, TiffImagePlugin
 
 from segserve import codec
-from segserve.codec import NO_CLASS, decode_image, encode_gray_png, encode_index_png, encode_overlay_png, encode_rle
+from segserve.codec import NO_CLASS, decode_image, encode_gray_png, encode_index_png, encode_overlay_png
 from segserve.problem import Problem
 from tests.conftest import CLASSES, random_image
+from tests.pictures import gray, jpeg_time_bomb, png, png_chunk, saved, tiff, tiff_of_12_bits
 
 Outcome = tuple[int, int] | int
 """Upright width and height, or the status of the problem."""
@@ -72,29 +78,8 @@ tolerates_pillows_warnings = pytest.mark.filterwarnings("ignore::UserWarning")
 """Pillow warns of broken EXIF and the like; elsewhere here warnings are errors."""
 
 
-def saved(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format=kind, **options)
-    return buffer.getvalue()
-
-
 def decode(image: Image.Image, kind: str = "PNG", **options: Any) -> NDArray[np.uint8]:
     return decode_image(saved(image, kind, **options))
-
-
-def png_chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def png(width: int, height: int, bits: int, color_type: int, *chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG by hand, for what Pillow does not write."""
-    header = struct.pack(">IIBBBBB", width, height, bits, color_type, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in [(b"IHDR", header), *chunks, (b"IEND", b"")])
-
-
-def gray(values: list[list[int]]) -> NDArray[np.uint8]:
-    """(H, W, 3) of equal channels."""
-    return np.repeat(np.array(values, dtype=np.uint8)[..., None], 3, axis=-1)
 
 
 def refused(data: bytes) -> Problem:
@@ -164,14 +149,6 @@ def test_16_bit_gray_is_divided_by_257(kind: str) -> None:
 def test_16_bit_gray_is_rounded() -> None:
     values_HW = np.array([[0, 128, 129, 65535 - 129, 65535 - 128]], dtype=np.uint16)
     np.testing.assert_array_equal(decode(Image.fromarray(values_HW)), gray([[0, 0, 1, 254, 255]]))
-
-
-def tiff_of_12_bits(pixels: bytes, *, width: int) -> bytes:
-    entries = [(256, width), (257, 1), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1), (279, len(pixels))]
-    padded = pixels + bytes(-len(pixels) % 2)
-    directory = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in entries)
-    header = struct.pack("<2sHI", b"II", 42, 8 + len(padded))
-    return header + padded + struct.pack("<H", len(entries)) + directory + bytes(4)
 
 
 def test_12_bit_gray_keeps_its_range() -> None:
@@ -279,6 +256,188 @@ def test_too_many_bytes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 AVIF = saved(Image.fromarray(random_image(32, 32)), "AVIF")
 AVIF_HEAD = AVIF[: AVIF.index(b"mdat") + 4]
+
+
+def test_time_runs_out_during_a_jpeg_of_endless_scans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of the 200 000 scans passes over 62 500 blocks: minutes of work in 3 MiB."""
+    monkeypatch.setattr(codec, "MAX_SECONDS", 0.2)
+    data = jpeg_time_bomb(2000, 200_000)
+    start = time.monotonic()
+    problem = refused(data)
+    assert time.monotonic() - start < 2
+    assert (problem.kind, problem.detail) == (
+        "too-large",
+        "expected an image that is decoded within 0.2 s, but this one takes longer: send a smaller or a simpler one",
+    )
+
+
+def test_few_scans_are_decoded() -> None:
+    np.testing.assert_array_equal(decode_image(jpeg_time_bomb(16, 3)), gray(np.full((16, 16), 128)))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP"])
+def test_time_runs_out_wherever_pillow_asks_for_more_bytes(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock jumps once the header has been read: the image is refused while its pixels are decoded."""
+    data = saved(Image.fromarray(random_image(300, 300)), kind)
+    opened = codec._open(data)
+    too_late = time.monotonic() + codec.MAX_SECONDS
+    monkeypatch.setattr(time, "monotonic", lambda: too_late)
+    with pytest.raises(Problem, match="is decoded within 10 s") as caught:
+        codec._load(opened, data)
+    assert caught.value.status == 413
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_a_large_avif_is_decoded_apart_to_the_same_pixels(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = saved(Image.fromarray(random_image(20, 30)).convert(mode), "AVIF", exif=exif)
+    here_HWC = decode_image(data)
+    monkeypatch.setattr(codec, "MAX_AVIF_WORK", 0)
+    np.testing.assert_array_equal(decode_image(data), here_HWC)
+
+
+def test_an_avif_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec, "MAX_AVIF_WORK", 0)
+    monkeypatch.setattr(codec, "MAX_SECONDS", 0.3)
+    monkeypatch.setattr(codec, "AVIF_TO_PIXELS", "import time; time.sleep(60)")
+    start = time.monotonic()
+    assert refused(AVIF).detail.startswith("expected an image that is decoded within 0.3 s")
+    assert time.monotonic() - start < 20
+
+
+def test_a_broken_avif_decoded_apart_is_undecodable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec, "MAX_AVIF_WORK", 0)
+    problem = refused(AVIF_HEAD + bytes(len(AVIF) - len(AVIF_HEAD)))
+    assert (problem.status, "decoding failed: RuntimeError: Failed to decode frame 0" in problem.detail) == (422, True)
+
+
+def test_an_avif_decoded_apart_that_needs_too_much_memory_is_not_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec, "MAX_AVIF_WORK", 0)
+    monkeypatch.setattr(codec, "AVIF_TO_PIXELS", "raise MemoryError")
+    with pytest.raises(MemoryError):
+        decode_image(AVIF)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF"])
+def test_a_header_cannot_take_longer_than_the_limit(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Millions of empty pieces before the pixels, which Pillow reads one by one."""
+    whole = saved(Image.new("L", (8, 8)), kind)
+    at, piece = {"JPEG": (2, b"\xff\xfe\0\2"), "PNG": (33, png_chunk(b"tEXt", b"a\0")), "GIF": (13, b"!\xfe\1a\0")}[
+        kind
+    ]
+    monkeypatch.setattr(codec, "MAX_SECONDS", 0.2)
+    start = time.monotonic()
+    assert refused(whole[:at] + piece * 1_000_000 + whole[at:]).status == 413
+    assert time.monotonic() - start < 2
+
+
+def test_tiles_larger_than_the_pixel_limit_are_refused() -> None:
+    """The image has one pixel, but libtiff decodes the whole tile."""
+    data = tiff(np.zeros((1, 1), dtype=np.uint8), tile=(16, 16), compression="zlib")
+    for tag in (322, 323):
+        side = struct.pack("<HHI", tag, 4, 1)
+        assert side in data
+        data = data.replace(side + struct.pack("<I", 16), side + struct.pack("<I", 30_000))
+    assert refused(data).detail.startswith("expected at most 100000000 pixels, but got 30000 x 30000")
+
+
+def test_tiff_strips_that_share_their_bytes_are_counted_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strips may name the same megabyte of codes for nothing; libtiff reads it anew for each, and cannot be stopped."""
+    data = tiff(np.zeros((64, 8), dtype=np.uint8), rowsperstrip=1, compression="zlib")
+    decode_image(data)
+    monkeypatch.setattr(codec, "MAX_BYTES", len(data))
+    counts = TiffImagePlugin.TiffImageFile(io.BytesIO(data)).tag_v2[TiffImagePlugin.STRIPBYTECOUNTS]
+    shared = data.replace(struct.pack("<64H", *counts), struct.pack("<64H", *[len(data) // 60] * 64))
+    assert refused(shared).detail.startswith(f"expected strips of at most {len(data)} bytes in all, but got")
+
+
+@pytest.mark.parametrize("bigtiff", [False, True])
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+def test_too_many_tiff_strips_are_refused_from_the_header(byteorder: str, bigtiff: bool) -> None:
+    data = tiff(np.zeros((100_001, 1), dtype=np.uint8), rowsperstrip=1, byteorder=byteorder, bigtiff=bigtiff)
+    problem = refused(data)
+    assert (problem.status, problem.detail) == (
+        413,
+        "expected at most 100000 strips or tiles, but got 100001: save it in larger ones",
+    )
+
+
+@pytest.mark.parametrize(
+    "data", [b"II*\0", b"MM\0*\xff\xff\xff\xff", b"II+\0\x08\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff"]
+)
+def test_a_tiff_without_a_directory_is_undecodable(data: bytes) -> None:
+    assert refused(data).status == 422
+
+
+def with_type(data: bytes, tag: int, *, kind: int) -> bytes:
+    """The same little-endian TIFF, one tag's type replaced."""
+    (start,) = struct.unpack_from("<I", data, 4)
+    at = next(at for at in range(start + 2, len(data), 12) if struct.unpack_from("<H", data, at)[0] == tag)
+    return data[: at + 2] + struct.pack("<H", kind) + data[at + 4 :]
+
+
+@pytest.mark.parametrize("tag", [256, 258, 259, 262, 273, 278, 279])
+@pytest.mark.parametrize("kind", [2, 5, 7, 12], ids=["text", "fraction", "bytes", "float"])
+def test_tiff_tags_of_a_wrong_type_are_refused_or_understood(tag: int, kind: int) -> None:
+    """Byte counts that were text ended in a TypeError; found by tests/fuzz/fuzz_decode.py, 2026-11-23."""
+    decodes_or_is_refused(with_type(saved(Image.fromarray(random_image(8, 8)), "TIFF"), tag, kind=kind))
+
+
+def test_tiff_byte_counts_of_text_are_undecodable() -> None:
+    problem = refused(with_type(saved(Image.new("L", (8, 8)), "TIFF"), 279, kind=2))
+    assert problem.kind == "undecodable"
+    assert problem.detail.startswith("expected a whole TIFF image, but its header cannot be read:")
+
+
+def test_a_tiff_tag_that_comes_twice_is_undecodable() -> None:
+    """Two readers could take different ones: the checks read one, libtiff the other."""
+    data = saved(Image.new("L", (8, 8)), "TIFF")
+    twice = data.replace(struct.pack("<HH", 278, 4), struct.pack("<HH", 279, 4))
+    assert twice != data
+    assert refused(twice).detail == "expected a whole TIFF image, but its first directory has a tag twice"
+
+
+def frames_of(kind: str, count: int) -> bytes:
+    """An animation whose later frames were copied in by hand: writing thousands takes minutes."""
+    two = [Image.fromarray(random_image(8, 8, seed=seed)) for seed in range(2)]
+    if kind == "WEBP":
+        whole = saved(two[0], "WEBP", save_all=True, append_images=two[1:], lossless=True)
+        start = whole.rindex(b"ANMF")
+        body = whole[8:start] + whole[start:] * (count - 1)
+        return b"RIFF" + struct.pack("<I", len(body)) + body
+    if kind == "PNG":
+        pixels = zlib.compress(b"".join(b"\0" + bytes(8) for _ in range(8)))
+        control = [struct.pack(">5IHHBB", 2 * n, 8, 8, 0, 0, 1, 10, 0, 0) for n in range(count)]
+        later = [((b"fcTL", control[n]), (b"fdAT", struct.pack(">I", 2 * n + 1) + pixels)) for n in range(1, count)]
+        first = [(b"acTL", struct.pack(">II", count, 0)), (b"fcTL", control[0]), (b"IDAT", pixels)]
+        return png(8, 8, 8, 0, *first, *(chunk for pair in later for chunk in pair))
+    if kind == "GIF":
+        one = saved(two[0].convert("P"), "GIF")
+        start = one.index(b",", 13 + 3 * 2 ** ((one[10] & 7) + 1))
+        return one[:-1] + one[start:-1] * (count - 1) + b";"
+    one = tiff(np.zeros((8, 8), dtype=np.uint8))
+    (start,) = struct.unpack_from("<I", one, 4)
+    directory = one[start : start + 2 + 12 * struct.unpack_from("<H", one, start)[0]]
+    size = len(directory) + 4
+    nexts = [len(one) + size * number for number in range(1, count - 1)] + [0]
+    first = one[: start + len(directory)] + struct.pack("<I", len(one)) + one[start + size :]
+    return first + b"".join(directory + struct.pack("<I", offset) for offset in nexts)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_ten_thousand_frames_cost_what_their_bytes_cost_to_skip(kind: str) -> None:
+    """Only the first is decoded: 10 000 cost less than 0.2 s, where decoding them all takes several."""
+    data = frames_of(kind, 10_000)
+    if kind == "TIFF":
+        assert len(tifffile.TiffFile(io.BytesIO(data)).pages) == 10_000  # Pillow takes seconds to count them
+    else:
+        assert Image.open(io.BytesIO(data)).n_frames == 10_000
+    start = time.process_time()
+    decode_image(data)
+    assert time.process_time() - start < 0.2
+
+
 PNG = saved(Image.fromarray(random_image(32, 32)))
 
 
@@ -296,12 +455,20 @@ PNG = saved(Image.fromarray(random_image(32, 32)))
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", 415, "expected one of JPEG"),
         (b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom", 415, "expected one of JPEG"),
         (b"RIFF\x24\0\0\0WAVEfmt ", 415, "expected one of JPEG"),
-        (saved(Image.new("I", (4, 4)), "TIFF"), 415, "expected 1, 8 or 16 bits a sample, but the image has 32"),
-        (saved(Image.new("F", (4, 4)), "TIFF"), 415, "expected 1, 8 or 16 bits a sample, but the image has 32"),
+        (
+            saved(Image.new("I", (4, 4)), "TIFF"),
+            415,
+            "expected 1 to 16 bits a sample, gray, palette, RGB, YCbCr or CMYK",
+        ),
+        (
+            saved(Image.new("F", (4, 4)), "TIFF"),
+            415,
+            "expected 1 to 16 bits a sample, gray, palette, RGB, YCbCr or CMYK",
+        ),
         (PNG[: len(PNG) // 2], 422, "expected a whole PNG image, but decoding failed"),
-        (PNG[:20], 422, "expected a whole image, but it cannot be read"),
-        (b"\xff\xd8\xff", 422, "expected a whole image, but it cannot be read: its header is broken"),
-        (b"RIFF\x24\0\0\0WEBPVP8 ", 422, "expected a whole image, but it cannot be read"),
+        (PNG[:20], 422, "expected a whole PNG image, but its header cannot be read"),
+        (b"\xff\xd8\xff", 422, "expected a whole JPEG image, but its header cannot be read"),
+        (b"RIFF\x24\0\0\0WEBPVP8 ", 422, "expected a whole WEBP image, but its header cannot be read"),
         (AVIF[: len(AVIF) // 2], 422, "expected a whole"),
         (AVIF_HEAD + bytes(len(AVIF) - len(AVIF_HEAD)), 422, "expected a whole AVIF image, but decoding failed"),
     ],
@@ -385,6 +552,68 @@ def test_broken_files_raise_problems_only(kind: str) -> None:
     assert 422 in statuses or kind == "BMP"
 
 
+WHOLE_FILES = {kind: saved(Image.fromarray(random_image(12, 16)), kind) for kind in codec.FORMATS} | {
+    "progressive JPEG": saved(Image.fromarray(random_image(12, 16)), "JPEG", progressive=True),
+    "LZW TIFF": saved(Image.fromarray(random_image(12, 16)), "TIFF", compression="tiff_lzw"),
+    "lossless WEBP": saved(Image.fromarray(random_image(12, 16)), "WEBP", lossless=True),
+    "palette PNG": saved(Image.fromarray(random_image(12, 16)).convert("P"), transparency=3),
+}
+HEADS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF\x40\0\0\0WEBPVP8 ", b"II*\0", b"MM\0+", b"BM", b"GIF89a")
+whole_files = st.sampled_from(sorted(WHOLE_FILES)).map(WHOLE_FILES.__getitem__)
+hypothesis_settings = settings(max_examples=300, deadline=timedelta(seconds=20), derandomize=True)
+
+
+def decodes_or_is_refused(data: bytes) -> None:
+    try:
+        image_HWC = decode_image(data)
+    except Problem as problem:
+        assert problem.status in (400, 413, 415, 422)
+    else:
+        assert (image_HWC.dtype, image_HWC.ndim, image_HWC.shape[2]) == (np.uint8, 3, 3)
+
+
+@tolerates_pillows_warnings
+@hypothesis_settings
+@given(head=st.sampled_from(HEADS), rest=st.binary(max_size=200))
+def test_any_bytes_after_a_signature_decode_or_are_refused(head: bytes, rest: bytes) -> None:
+    decodes_or_is_refused(head + rest)
+
+
+@tolerates_pillows_warnings
+@hypothesis_settings
+@given(whole=whole_files, flips=st.lists(st.integers(0, 8 * 4096), min_size=1, max_size=8))
+def test_files_with_flipped_bits_decode_or_are_refused(whole: bytes, flips: list[int]) -> None:
+    broken = bytearray(whole)
+    for flip in flips:
+        broken[flip // 8 % len(whole)] ^= 1 << flip % 8
+    decodes_or_is_refused(bytes(broken))
+
+
+@tolerates_pillows_warnings
+@hypothesis_settings
+@given(whole=whole_files, share=st.floats(0, 1, exclude_max=True))
+def test_files_cut_short_decode_to_their_size_or_are_refused(whole: bytes, share: float) -> None:
+    """What lies behind the pixels may be missing; pixels may not."""
+    try:
+        image_HWC = decode_image(whole[: int(share * len(whole))])
+    except Problem as problem:
+        assert problem.status in (400, 415, 422)
+    else:
+        np.testing.assert_array_equal(image_HWC, decode_image(whole))
+
+
+@given(image_HWC=arrays(np.uint8, st.tuples(st.integers(1, 20), st.integers(1, 20), st.just(3))))
+@settings(deadline=None, derandomize=True)
+def test_every_lossless_format_gives_back_the_pixels(image_HWC: NDArray[np.uint8]) -> None:
+    for kind, options in (
+        ("PNG", {}),
+        ("BMP", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("WEBP", {"lossless": True}),
+    ):
+        np.testing.assert_array_equal(decode(Image.fromarray(image_HWC), kind, **options), image_HWC)
+
+
 def test_an_index_png_is_for_eye_and_program() -> None:
     mask_HW = np.random.default_rng(0).integers(0, 4, (7, 5), dtype=np.uint8)
     image = Image.open(io.BytesIO(encode_index_png(mask_HW, CLASSES)))
@@ -425,42 +654,6 @@ def test_an_overlay_is_half_image_half_colour() -> None:
     assert image.mode == "RGB"
     np.testing.assert_allclose(found[1:], (image_HWC[1:] / 2 + colors[mask_HW[1:]] / 2), atol=0.5)
     np.testing.assert_array_equal(found[0], image_HWC[0])
-
-
-def slow_rle(encoded: dict[str, Any]) -> NDArray[np.bool_]:
-    """COCO's counts by its definition: 5 bits a character and a continuation bit, differences to the run two before."""
-    counts: list[int] = []
-    characters = iter(encoded["counts"])
-    for character in characters:
-        value, shift, bits = 0, 0, ord(character) - 48
-        while True:
-            value |= (bits & 0x1F) << shift
-            shift += 5
-            if not bits & 0x20:
-                break
-            bits = ord(next(characters)) - 48
-        if bits & 0x10:
-            value -= 1 << shift
-        counts.append(value + counts[-2] if len(counts) > 2 else value)
-    height, width = encoded["size"]
-    pixels = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
-    return pixels.reshape(width, height).T
-
-
-def regions() -> list[NDArray[np.bool_]]:
-    noise = random_image(37, 53)[..., 0]
-    rows, columns = np.mgrid[:200, :300]
-    disc = (rows - 90) ** 2 + (columns - 150) ** 2 < 80**2
-    return [noise > 127, noise > 250, disc, ~disc, np.ones((1, 1), bool), np.zeros((1, 7), bool), np.eye(9, dtype=bool)]
-
-
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' decode
-@pytest.mark.parametrize("region_HW", regions(), ids=lambda region: str(region.shape))
-def test_rle_decodes_to_the_region(region_HW: NDArray[np.bool_]) -> None:
-    encoded = json.loads(json.dumps(encode_rle(region_HW)))
-    assert encoded["size"] == list(region_HW.shape)
-    np.testing.assert_array_equal(slow_rle(encoded), region_HW)
-    np.testing.assert_array_equal(coco.decode(encoded), region_HW)
 
 
 def test_base64_is_the_standard_one() -> None:
