@@ -24,6 +24,14 @@ ALLOWED_IN_SEGSERVE = {
     "networks": {"spec"},
     "preprocess": {"spec"},
     "tta": {"preprocess", "spec"},
+    "tiling": {"preprocess", "spec"},
+    "prediction": {"spec"},
+    "canvas": {"prediction", "spec", "tiling", "tta"},
+    "predictor": {"canvas", "clock", "prediction", "preprocess", "spec", "tiling", "tta"},
+    "watershed": {"codec", "problem"},
+    "regions": {"codec", "problem", "watershed"},
+    "polygons": {"problem", "regions"},
+    "rle": {"regions"},
     "engines": set(),
 }
 """What the lower modules of segserve may know of it; the others join them."""
