@@ -54,8 +54,8 @@ class Options(Settings):
     min_area: int = Field(default=0, ge=0)
     """Regions of fewer pixels take the class of the largest region beside them, and objects of fewer are left out."""
     simplify: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
-    """Corners of a polygon that cut off less than this squared, in pixels, are left out; 0: it follows the pixels' edges,
-    and holds exactly the mask's pixels."""
+    """Corners of polygons that cut off less than this squared, in pixels, are left out; 0: polygons follow the pixels'
+    edges, and hold exactly the mask's pixels."""
     precision: Precision = "uint8"
     """Of the probabilities in `format=npz`: 255 = 1, or half-precision floats."""
     name: str = Field(default="image", min_length=1, max_length=255)

@@ -8,7 +8,7 @@ import io
 import random
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -16,7 +16,7 @@ from http import HTTPStatus
 from itertools import count
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypedDict, Unpack
+from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack
 from urllib.parse import quote
 
 import httpx
@@ -25,7 +25,23 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 
-from segserve.api import Form, Options, ProblemAnswer, Render
+from segserve.answers import (
+    Mask,
+    Probabilities,
+    Region,
+    Segmentation,
+    read_coco,
+    read_cvat,
+    read_hf,
+    read_label_studio,
+    read_mask,
+    read_mixed,
+    read_npz,
+    read_picture,
+    read_segmentation,
+)
+from segserve.api import Form, LabelsAnswer, Options, ProblemAnswer, Render
+from segserve.forms.part import Part
 from segserve.settings import explain
 from segserve.spec import Aggregate, Measure, Plan
 
@@ -94,6 +110,12 @@ class ConnectionFailed(ServiceError):
         self.is_safe_to_repeat = not was_sent
 
 
+class UnexpectedAnswer(ServiceError):
+    """An answer of another kind than was asked for: the model may have another task."""
+
+    is_safe_to_repeat = False
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reply:
     """An answer as it came."""
@@ -158,6 +180,52 @@ class Client:
         request_id = request_id or uuid.uuid4().hex
         return _reply(self._insist({**body, "headers": {"X-Request-ID": request_id}}), request_id)
 
+    def segment(self, image: ImageSource, **asked: Unpack[Asked]) -> Mask:
+        """Class indices and colours; for arguments and errors see `ask`."""
+        return read_mask(self._png(image, "index", asked))
+
+    def picture(
+        self, image: ImageSource, *, render: Literal["overlay", "confidence", "uncertainty"], **asked: Unpack[Asked]
+    ) -> NDArray[np.uint8]:
+        """(H, W, 3) RGB of an overlay, (H, W) of the others: 255 = certain, or most uncertain."""
+        return read_picture(self._png(image, render, asked))
+
+    def _png(self, image: ImageSource, render: Render, asked: Asked) -> bytes:
+        return _expect("image/png", self.ask(image, format="png", render=render, **asked)).body
+
+    def describe(
+        self,
+        image: ImageSource,
+        *,
+        masks: Literal["rle", "polygons", "png", "none"] = "rle",
+        **asked: Unpack[Asked],
+    ) -> Segmentation:
+        """The JSON answer of a segmentation model."""
+        reply = self.ask(image, format="json", masks=masks, **asked)
+        return _parsed(reply, read_segmentation)
+
+    def classify(self, image: ImageSource, *, top_k: int = 5, **asked: Unpack[Asked]) -> LabelsAnswer:
+        """The JSON answer of a classification model."""
+        return _parsed(self.ask(image, format="json", top_k=top_k, **asked), LabelsAnswer.model_validate_json)
+
+    def regions(
+        self, image: ImageSource, *, form: Literal["coco", "cvat", "labelstudio", "hf"], **asked: Unpack[Asked]
+    ) -> tuple[Region, ...]:
+        """Classes, or objects with `objects=True`, by way of a form; `ask` gives the file to import."""
+        return _parsed(self.ask(image, format=form, **asked), REGION_READERS[form])
+
+    def probabilities(
+        self, image: ImageSource, *, precision: Literal["uint8", "float16"] = "uint8", **asked: Unpack[Asked]
+    ) -> Probabilities:
+        """Of every class at every pixel."""
+        reply = self.ask(image, format="npz", precision=precision, **asked)
+        return read_npz(_expect("application/x-npz", reply).body)
+
+    def parts(self, image: ImageSource, **asked: Unpack[AskedInFull]) -> dict[str, Part]:
+        """Several forms from one forward pass, by name: `format=["png", "json"]`, `render=["index", "overlay"]`."""
+        reply = _expect("multipart/mixed", self.ask(image, **asked))
+        return read_mixed(reply.content_type, reply.body)
+
     def _insist(self, request: Mapping[str, Any]) -> httpx.Response:
         """Send, and send again while that is safe and there is time."""
         deadline = time.monotonic() + self.timeout
@@ -187,6 +255,35 @@ class Client:
         if not response.is_success:
             raise _problem(response)
         return response
+
+
+REGION_READERS: Mapping[str, Callable[[bytes], tuple[Region, ...]]] = {
+    "coco": read_coco,
+    "cvat": read_cvat,
+    "labelstudio": read_label_studio,
+    "hf": read_hf,
+}
+
+Answer = TypeVar("Answer")
+
+
+def _expect(media_type: str, reply: Reply) -> Reply:
+    if reply.content_type.partition(";")[0] != media_type:
+        raise UnexpectedAnswer(
+            f"expected {media_type} from {reply.model or 'the service'}, but got {reply.content_type or 'no type'}: "
+            "is the model one for segmentation?"
+        )
+    return reply
+
+
+def _parsed(reply: Reply, read: Callable[[bytes], Answer]) -> Answer:
+    try:
+        return read(reply.body)
+    except ValidationError as error:
+        raise UnexpectedAnswer(
+            f"expected another answer from {reply.model or 'the service'} ({explain(error)}): "
+            "is the model one for segmentation, or for classification?"
+        ) from None
 
 
 def _options(asked: Mapping[str, Any]) -> Options:

@@ -3,32 +3,28 @@
 Says all that a client can receive: also what TorchServe answers before or instead of the service.
 """
 
-import ast
-import base64
-import inspect
 import json
-import struct
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from importlib.metadata import version
-from itertools import pairwise
-from typing import Any, get_args
 
-from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
-
-from segserve import api
-from segserve.api import Form, Options, Render
+from segserve.api import Options
+from segserve.openapi_examples import OPTIONS, file_requests, form_requests, json_requests, tensor_requests
+from segserve.openapi_schemas import (
+    BYTES,
+    INTEGER,
+    TEXT,
+    Json,
+    component_schemas,
+    form_schema,
+    json_schema,
+    option_schemas,
+    ref,
+)
 from segserve.problem import STATUS, TITLE
 
-Json = dict[str, Any]
-
+BINARY = "application/octet-stream"
 INFERENCE = "http://127.0.0.1:8080"
 OPS = "http://127.0.0.1:8082"
-ANSWERS: tuple[type[BaseModel], ...] = (api.SegmentationAnswer, api.LabelsAnswer, api.ProblemAnswer)
-TEXT = {"type": "string"}
-BYTES = {"type": "string", "format": "binary"}
+SERVICE_HEADERS = ("X-Segserve-Model", "X-Segserve-Version", "X-Segserve-Request-Id", "Server-Timing")
 
 DESCRIPTION = """\
 POST an image, get the mask, as PNG, JSON or a file that your tool imports.
@@ -39,24 +35,6 @@ header decides between `image/png`, `application/json` and `multipart/mixed`. `/
 version of a model. What the service itself refuses is `application/problem+json`; where a status also has
 `application/json`, that is TorchServe's own answer, without the headers of the service.
 """
-
-EXAMPLES: dict[str, object] = {
-    "format": ("json",),
-    "render": ("overlay",),
-    "masks": "polygons",
-    "tta": "flips",
-    "aggregate": "vote",
-    "measure": "disagreement",
-    "objects": True,
-    "split": "watershed",
-    "min_area": 16,
-    "simplify": 1.5,
-    "precision": "float16",
-    "name": "cells-07.png",
-    "top_k": 2,
-    "deadline_ms": 60000,
-}
-"""A value for each option that means something to every model; the names of `classes` are each model's own."""
 
 
 def as_text() -> str:
@@ -79,6 +57,7 @@ def document() -> Json:
         "paths": {
             "/predictions/{model}": _predictions(),
             "/models/{model}/invoke": _invoke(),
+            "/v2/models/{model}/infer": _infer(),
             "/metrics": _on_ops_port("metrics", "Prometheus metrics of the service and of TorchServe", _metrics()),
             "/ready": _on_ops_port("ready", "Whether every model has a worker that passed its self-check", _ready()),
             "/live": _on_ops_port("live", "Whether TorchServe runs and answers", _live()),
@@ -86,9 +65,9 @@ def document() -> Json:
         "components": {
             "parameters": _parameters(),
             "requestBodies": {"Image": _request_body()},
-            "responses": _prediction_responses(),
+            "responses": _responses(),
             "headers": _headers(),
-            "schemas": _schemas(),
+            "schemas": component_schemas(),
         },
     }
 
@@ -109,10 +88,40 @@ def _invoke() -> Json:
 
 
 def _asked_and_answered() -> Json:
-    statuses = ["200", "404", *(str(status) for status in sorted(set(STATUS.values())))]
+    return {"requestBody": {"$ref": "#/components/requestBodies/Image"}, "responses": _by_status("Answer")}
+
+
+def _by_status(answer: str) -> Json:
+    errors = {str(status): str(status) for status in (403, 404, *STATUS.values())}
+    named = sorted({"200": answer, **errors}.items())
+    return {status: {"$ref": f"#/components/responses/{name}"} for status, name in named}
+
+
+def _infer() -> Json:
+    length = {
+        "name": "Inference-Header-Content-Length",
+        "in": "header",
+        "description": "The JSON's bytes, where binary tensors follow it",
+        "schema": {"type": "integer", "minimum": 1},
+    }
+    operation = {
+        "operationId": "infer",
+        "summary": "Segment or classify a batch of pixel arrays: Open Inference Protocol v2",
+        "parameters": [*_shared_parameters()[:2], length],
+        "requestBody": _tensors_body(),
+        "responses": _by_status("V2Answer"),
+    }
+    return {"post": operation}
+
+
+def _tensors_body() -> Json:
     return {
-        "requestBody": {"$ref": "#/components/requestBodies/Image"},
-        "responses": {status: {"$ref": f"#/components/responses/{status}"} for status in sorted(statuses)},
+        "required": True,
+        "description": "One tensor of images of one size: upright RGB, 0 to 255, channels last",
+        "content": {
+            "application/json": {"schema": ref("V2Request"), "examples": tensor_requests()},
+            BINARY: {"schema": BYTES},
+        },
     }
 
 
@@ -124,7 +133,7 @@ def _parameters() -> Json:
     """Those of the path and the headers, by name."""
     schema = {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9_.-]*$"}
     request_id = "Comes back as `X-Segserve-Request-Id`, and as `request_id` of a problem"
-    named = [
+    named: list[Json] = [
         {"name": "model", "in": "path", "required": True, "description": "The model's name", "schema": schema},
         {"name": "X-Request-ID", "in": "header", "description": request_id, "schema": TEXT, "example": "req-1"},
         *(_option_parameter(name, in_query=False) for name in Options.model_fields),
@@ -133,7 +142,7 @@ def _parameters() -> Json:
 
 
 def _option_parameter(name: str, *, in_query: bool) -> Json:
-    schema = dict(_option_schemas()[name])
+    schema = dict(option_schemas()[name])
     parameter = {
         "name": name if in_query else option_header(name),
         "in": "query" if in_query else "header",
@@ -142,7 +151,7 @@ def _option_parameter(name: str, *, in_query: bool) -> Json:
         "explode": False,
         "schema": schema,
     }
-    return parameter | ({"example": EXAMPLES[name]} if name in EXAMPLES else {})
+    return parameter | ({"example": OPTIONS[name]} if name in OPTIONS else {})
 
 
 def option_header(name: str) -> str:
@@ -151,125 +160,55 @@ def option_header(name: str) -> str:
 
 
 def _request_body() -> Json:
-    image = {"schema": BYTES, "examples": {"PNG file": _external("image/png", example_png())}}
-    some_bytes = {"schema": BYTES, "examples": {"PNG file": _external("application/octet-stream", example_png())}}
     return {
         "required": True,
         "description": "The image: JPEG, PNG, WebP, TIFF, BMP, GIF or AVIF, told from the bytes",
         "content": {
-            "image/*": image,
-            "application/octet-stream": some_bytes,
+            **{name: {"schema": BYTES, "examples": file_requests(name)} for name in ("image/*", BINARY)},
             "multipart/form-data": _form_body(),
-            "application/json": _json_body(),
+            "application/json": {"schema": json_schema(), "examples": json_requests()},
         },
     }
 
 
 def _form_body() -> Json:
-    options = {"format": "json", "tta": "flips", "top_k": "2"}
+    lists = {name: {"style": "form", "explode": False} for name in ("format", "render", "classes")}
     return {
-        "schema": _request_schema(BYTES | {"description": "The file"}, _option_schemas()),
-        "encoding": {
-            "image": {"contentType": "image/*, application/octet-stream"},
-            **{name: {"style": "form", "explode": False} for name in ("format", "render", "classes")},
-        },
-        "examples": {"file and options": _external("multipart/form-data; boundary=part", example_form(options))},
+        "schema": form_schema(),
+        "encoding": {"image": {"contentType": f"image/*, {BINARY}"}, **lists},
+        "examples": form_requests(),
     }
 
 
-def _json_body() -> Json:
-    image = {
-        "type": "string",
-        "contentEncoding": "base64",
-        "contentMediaType": "image/*",
-        "description": "The file, as base64",
-    }
-    png = base64.b64encode(example_png()).decode()
-    with_options = {"image": png, "format": ["json"], "masks": "polygons", "tta": "hflip", "objects": True, "top_k": 2}
-    options = {name: _as_text_too(name, schema) for name, schema in _option_schemas().items()}
+def _responses() -> Json:
     return {
-        "schema": _request_schema(image, options),
-        "examples": {
-            "image only": {"value": {"image": png}},
-            "with options": {"value": with_options},
-            "every form": {"value": {"image": png, "format": list(get_args(Form))}},
-            "every picture": {"value": {"image": png, "render": ",".join(get_args(Render))}},
-        },
-    }
-
-
-def _request_schema(image: Json, options: Mapping[str, Json]) -> Json:
-    return {
-        "type": "object",
-        "required": ["image"],
-        "properties": {"image": image, **options},
-        "additionalProperties": False,
-    }
-
-
-def _as_text_too(name: str, schema: Json) -> Json:
-    """In JSON a list may also be written as in the other carriers, with commas."""
-    if schema.get("type") != "array":
-        return schema
-    text: Json = {"type": "string", "description": "The same with commas between"}
-    if "enum" in schema["items"]:
-        choice = "|".join(schema["items"]["enum"])
-        text["pattern"] = f"^({choice})(, *({choice}))*$"
-    kept = {key: value for key, value in schema.items() if key in ("description", "default")}
-    as_list = {key: value for key, value in schema.items() if key not in kept}
-    return {**kept, "anyOf": [as_list, text]}
-
-
-@cache
-def _option_schemas() -> dict[str, Json]:
-    """Each option's, for any carrier."""
-    properties: dict[str, Json] = _described(Options, Options.model_json_schema())["properties"]
-    for name in ("format", "classes"):
-        del properties[name]["default"]  # the description says what an empty list means
-    return properties
-
-
-def _external(media_type: str, body: bytes) -> Json:
-    """An example that JSON cannot hold as it is."""
-    return {"externalValue": f"data:{media_type.replace(' ', '')};base64,{base64.b64encode(body).decode()}"}
-
-
-def example_png() -> bytes:
-    """A white disc on black, 16x16, 1 bit a pixel; stored, not compressed, as zlib's versions differ."""
-    rows = [sum(1 << (15 - x) for x in range(16) if (x - 7.5) ** 2 + (y - 7.5) ** 2 < 36) for y in range(16)]
-    pixels = zlib.compress(b"".join(b"\0" + struct.pack(">H", row) for row in rows), level=0)
-    header = struct.pack(">IIBBBBB", 16, 16, 1, 0, 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"IDAT", pixels), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, content) for kind, content in chunks)
-
-
-def _chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-
-def example_form(options: Mapping[str, str]) -> bytes:
-    """A form with `example_png`; its boundary is `part`."""
-    head = b'--part\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n%s\r\n'
-    fields = [head % (name.encode(), b"", value.encode()) for name, value in options.items()]
-    return head % (b"image", b'; filename="disc.png"', example_png()) + b"".join(fields) + b"--part--\r\n"
-
-
-def _prediction_responses() -> Json:
-    return {
-        "200": {
+        "Answer": {
             "description": "The answer, in the form asked for",
-            "headers": _refs("X-Segserve-Model", "X-Segserve-Version", "X-Segserve-Request-Id", "Server-Timing"),
+            "headers": _refs(*SERVICE_HEADERS, "X-Segserve-Windows"),
             "content": _answer_content(),
         },
-        "404": {"description": "TorchServe has no such model or version", "content": _torchserve_content()},
+        "V2Answer": {
+            "description": "The tensors asked for; binary ones follow the JSON",
+            "headers": _refs(*SERVICE_HEADERS, "Inference-Header-Content-Length"),
+            "content": {
+                "application/json": {"schema": ref("V2Answer")},
+                BINARY: {"schema": BYTES},
+            },
+        },
+        "403": {"description": "From TorchServe: the URL cannot be decoded", "content": _torchserve_content()},
+        "404": {"description": "From TorchServe: no such model or version", "content": _torchserve_content()},
         **{str(status): _problem_response(status) for status in sorted(set(STATUS.values()))},
     }
 
 
 def _answer_content() -> Json:
+    documents = ("SegmentationAnswer", "LabelsAnswer", "CocoAnnotations", "LabelStudioTasks", "HuggingFaceList")
     return {
         "image/png": {"schema": BYTES},
-        "application/json": {"schema": {"anyOf": [_ref("SegmentationAnswer"), _ref("LabelsAnswer")]}},
+        "application/json": {"schema": {"anyOf": [ref(name) for name in documents]}},
+        "application/xml": {"schema": {"type": "string", "description": "`format=cvat`: CVAT for images 1.1"}},
+        "application/x-npz": {"schema": BYTES | {"description": "`format=npz`: arrays for `numpy.load`"}},
+        "multipart/mixed": {"schema": BYTES | {"description": "Several forms, or several `render`"}},
     }
 
 
@@ -284,19 +223,18 @@ TORCHSERVE_ALSO: dict[int, str] = {
 
 def _problem_response(status: int) -> Json:
     titles = [TITLE[kind] + f" (`{kind}`)" for kind in STATUS if STATUS[kind] == status]
-    headers = ["X-Segserve-Model", "X-Segserve-Version", "X-Segserve-Request-Id", "Server-Timing"]
-    content = {"application/problem+json": {"schema": _ref("ProblemAnswer")}}
+    content = {"application/problem+json": {"schema": ref("ProblemAnswer")}}
     if status in TORCHSERVE_ALSO and status != 413:
         content |= _torchserve_content()
     return {
         "description": ". ".join([*titles, *filter(None, [TORCHSERVE_ALSO.get(status)])]),
-        "headers": _refs(*headers, *(["Retry-After"] if status == 503 else [])),
+        "headers": _refs(*SERVICE_HEADERS, *(["Retry-After"] if status == 503 else [])),
         "content": content,
     }
 
 
 def _torchserve_content() -> Json:
-    return {"application/json": {"schema": _ref("TorchServeError")}}
+    return {"application/json": {"schema": ref("TorchServeError")}}
 
 
 def _on_ops_port(name: str, summary: str, responses: Json) -> Json:
@@ -311,47 +249,13 @@ def _metrics() -> Json:
 
 
 def _ready() -> Json:
-    ready: Json = {"description": "Ready", "content": {"application/json": {"schema": _ref("Readiness")}}}
+    ready: Json = {"description": "Ready", "content": {"application/json": {"schema": ref("Readiness")}}}
     return {"200": ready, "503": ready | {"description": "Not ready, and why", "headers": _refs("Retry-After")}}
 
 
 def _live() -> Json:
-    live: Json = {"description": "Live", "content": {"application/json": {"schema": _ref("Liveness")}}}
+    live: Json = {"description": "Live", "content": {"application/json": {"schema": ref("Liveness")}}}
     return {"200": live, "503": live | {"description": "Restart it", "headers": _refs("Retry-After")}}
-
-
-def _schemas() -> Json:
-    _, answers = models_json_schema([(model, "validation") for model in ANSWERS], ref_template=REF)
-    named = {name: _described(getattr(api, name), schema) for name, schema in answers["$defs"].items()}
-    reasons = {"type": "array", "items": TEXT}
-    workers = {"type": "object", "additionalProperties": {"type": "integer", "minimum": 0}}
-    versions = {"type": "object", "additionalProperties": workers}
-    return named | {
-        "TorchServeError": _object("TorchServe's own answer", code={"type": "integer"}, type=TEXT, message=TEXT),
-        "Readiness": _object(
-            "Workers of each model's versions, by state; why not ready",
-            status={"enum": ["ready", "unready", "draining"]},
-            models={"type": "object", "additionalProperties": versions},
-            optional={"reasons": reasons},
-        ),
-        "Liveness": _object("Why not live", status={"enum": ["live", "dead"]}, optional={"reasons": reasons}),
-    }
-
-
-def _object(description: str, *, optional: Mapping[str, Json] | None = None, **required: Json) -> Json:
-    return {
-        "type": "object",
-        "description": description,
-        "required": list(required),
-        "properties": {**required, **(optional or {})},
-    }
-
-
-REF = "#/components/schemas/{model}"
-
-
-def _ref(name: str) -> Json:
-    return {"$ref": REF.format(model=name)}
 
 
 def _refs(*names: str) -> Json:
@@ -363,37 +267,8 @@ def _headers() -> Json:
         "X-Segserve-Model": {"description": "The model that answered", "schema": TEXT},
         "X-Segserve-Version": {"description": "Its version", "schema": TEXT},
         "X-Segserve-Request-Id": {"description": "The client's `X-Request-ID`, if it sent one", "schema": TEXT},
+        "X-Segserve-Windows": {"description": "In how many pieces the network saw the image", "schema": INTEGER},
+        "Inference-Header-Content-Length": {"description": "The JSON's bytes before binary tensors", "schema": INTEGER},
         "Server-Timing": {"description": "Milliseconds of each stage: `decode;dur=1.2, ...`", "schema": TEXT},
         "Retry-After": {"description": "Seconds", "schema": {"type": "integer", "minimum": 0}},
     }
-
-
-def _described(model: type[BaseModel], schema: Json) -> Json:
-    """The schema with the docstrings of the model's attributes in it, and without titles and nulls.
-
-    Absent values are left out of answers, and options are left out to have none.
-    """
-    docs = dict(_attribute_docs(model))
-    properties = {name: _tidy(value) for name, value in schema["properties"].items()}
-    for name in docs.keys() & properties.keys():
-        properties[name]["description"] = docs[name]
-    return {key: value for key, value in schema.items() if key != "title"} | {"properties": properties}
-
-
-def _tidy(value: Json) -> Json:
-    tidied = {key: entry for key, entry in value.items() if key != "title"}
-    choices: Sequence[Json] = [choice for choice in tidied.pop("anyOf", []) if choice != {"type": "null"}]
-    if not choices:
-        return tidied
-    if tidied.get("default", 0) is None:
-        del tidied["default"]
-    return tidied | ({"anyOf": choices} if len(choices) > 1 else choices[0])
-
-
-def _attribute_docs(model: type[BaseModel]) -> Iterator[tuple[str, str]]:
-    (definition,) = ast.parse(inspect.getsource(model)).body
-    assert isinstance(definition, ast.ClassDef)
-    for statement, following in pairwise(definition.body):
-        match statement, following:
-            case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str() as text)):
-                yield name, inspect.cleandoc(text)

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from segserve.problem import Problem
 from segserve.regions import LabelMap
 
-MAX_OUTLINE = 1_000_000
-"""Pixel edges between regions; as text, a million of them are some ten megabytes."""
+MAX_OUTLINE = 2_000_000
+"""Pixel edges between regions; a million of them take some two seconds, and are some ten megabytes of text."""
 
 Ring = list[tuple[int, int]]
 MultiPolygon = list[list[Ring]]

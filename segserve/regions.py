@@ -84,7 +84,7 @@ class LabelMap:
     @cached_property
     def columns(self) -> Runs:
         """The runs of the transposed image."""
-        return find_runs(np.ascontiguousarray(self.labels_HW.T))
+        return find_runs(self.labels_HW.T.copy())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

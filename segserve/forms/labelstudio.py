@@ -13,8 +13,8 @@ from segserve.regions import Region
 from segserve.rle import label_studio_rle
 
 MAX_RLE_BYTES = 15 * 2**20
-"""Of all regions; each byte is up to four characters of the answer. A region costs at least a byte for some 4,700 pixels of
-the image, however small it is."""
+"""Of all regions; each byte is up to four characters of the answer. Even the smallest region costs a byte for every
+5,000 pixels of the image."""
 
 
 def label_studio_part(findings: Findings) -> Part:
