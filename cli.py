@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, get_args
 from pydantic import ValidationError
 
 from segserve.settings import explain
-from segserve.spec import Plan
+from segserve.spec import Aggregate, Plan
 
 if TYPE_CHECKING:
     from segserve.artifact import Artifact
@@ -70,7 +70,9 @@ def _evaluate(given: argparse.Namespace) -> int:
     from segserve.artifact import load_artifact
     from training.evaluate import evaluate
 
-    result = evaluate(load_artifact(given.artifact), given.dataset, split=given.split, tta=given.tta)
+    result = evaluate(
+        load_artifact(given.artifact), given.dataset, split=given.split, tta=given.tta, aggregate=given.aggregate
+    )
     print(result.table())
     if given.json:
         given.json.write_text(result.model_dump_json(indent=1) + "\n")
@@ -80,9 +82,11 @@ def _evaluate(given: argparse.Namespace) -> int:
 def _export(given: argparse.Namespace) -> int:
     from training.export import export_run
 
-    artifact = export_run(given.run, given.out)
+    artifact = export_run(given.run, given.out, calibrate=not given.no_calibration)
+    spec = artifact.spec
     print(
-        f"{artifact.path}: {artifact.spec.name}, digest {artifact.digest[:12]}; next: segserve package {artifact.path}"
+        f"{artifact.path}: {spec.name}, temperature {spec.calibration.temperature:.3g}, digest {artifact.digest[:12]}; "
+        f"next: segserve package {artifact.path}"
     )
     return 0
 
@@ -138,6 +142,13 @@ def _serve(given: argparse.Namespace) -> int:
     )
 
 
+def _openapi(given: argparse.Namespace) -> int:
+    from segserve.openapi import as_text
+
+    print(as_text(), end="")
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="segserve", description="Train, package and serve image segmentation models.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -154,11 +165,13 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("dataset", type=Path, metavar="DATASET")
     evaluate.add_argument("--split", default="val")
     evaluate.add_argument("--tta", choices=get_args(Plan), default="none")
+    evaluate.add_argument("--aggregate", choices=get_args(Aggregate), default="mean")
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the scores there, too")
 
     export = _add(commands, "export", _export, "run -> artifact")
     export.add_argument("run", type=Path, metavar="RUN")
     export.add_argument("--out", type=Path, required=True, metavar="ARTIFACT")
+    export.add_argument("--no-calibration", action="store_true", help="keep temperature 1 instead of fitting it on val")
 
     package = _add(commands, "package", _package, "artifact -> NAME.mar")
     package.add_argument("artifact", type=Path, metavar="ARTIFACT")
@@ -179,6 +192,8 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--management-port", type=int, default=8081)
     serve.add_argument("--ops-port", type=int, default=8082)
     serve.add_argument("--host", default="127.0.0.1")
+
+    _add(commands, "openapi", _openapi, "print the OpenAPI document of the HTTP interface")
     return parser
 
 

@@ -68,7 +68,7 @@ class _OpsHandler(BaseHTTPRequestHandler):
         allowed = {"Allow": "GET, HEAD", "Connection": "close"}
         self._send_json(HTTPStatus.METHOD_NOT_ALLOWED, {"detail": "expected GET or HEAD"}, headers=allowed)
 
-    do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_POST
+    do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_TRACE = do_POST
 
     def _metrics(self) -> None:
         self._send(HTTPStatus.OK, generate_latest(self.server.metrics), content_type=CONTENT_TYPE_PLAIN_0_0_4)

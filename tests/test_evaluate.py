@@ -1,6 +1,7 @@
 import json
 import math
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -8,12 +9,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cli import main
 from segserve.artifact import Artifact
 from segserve.engines.torch_engine import TorchEngine
-from segserve.predictor import ClassificationPredictor, Query, SegmentationPredictor
-from segserve.spec import ModelSpec, PreprocessSpec
-from training.evaluate import Evaluation, evaluate, outcomes, summarise
+from segserve.prediction import Query
+from segserve.predictor import ClassificationPredictor, SegmentationPredictor
+from segserve.spec import Measure, ModelSpec, Plan, PreprocessSpec
+from training.calibration import expected_calibration_error, reliability
+from training.data import IGNORE
+from training.evaluate import Evaluation, assess, evaluate, outcomes, summarise
 from training.layouts import open_dataset
+from training.risk_coverage import aurc_by
 
 NAMES = ("sky", "road", "tree", "car")
 CLASSES = json.dumps({"classes": [{"id": i, "name": name} for i, name in enumerate(NAMES)], "ignore_index": 9})
@@ -92,9 +98,12 @@ def test_labels(tmp_path: Path, labels_spec: ModelSpec) -> None:
     found = list(outcomes(predictor, dataset.split("val"), ignore_index=None))
     assert [int(outcome.predicted) for outcome in found] == [0, 1, 2, 2]
     assert all(0.9 < outcome.confidence <= 1 for outcome in found)
-    evaluation = summarise((outcome.confusion_KK for outcome in found), dataset, split="val")
+    evaluation = assess(found, dataset, spec=labels_spec, split="val", tta="none", aggregate="mean")
     assert evaluation.scores == pytest.approx({"accuracy": 0.5, "mean_recall": 0.5})
     assert [entry.score for entry in evaluation.classes] == [1.0, 0.5, None, 0.0]
+    assert evaluation.certainty is not None
+    assert evaluation.certainty.ece == pytest.approx(np.mean([outcome.confidence for outcome in found]) - 0.5)
+    assert [(areas.unit, areas.random) for areas in evaluation.certainty.risk_coverage] == [("images", 0.5)]
 
 
 def test_the_table_shows_every_class_and_the_scores(masked: Path, spec: ModelSpec) -> None:
@@ -116,6 +125,75 @@ def test_an_artifact_is_scored_by_what_its_predictor_says(masked: Path, artifact
         right, total = right + int((predicted_HW == mask_HW).sum()), total + int((mask_HW != 9).sum())
     assert evaluation.scores["pixel_accuracy"] == pytest.approx(right / total, abs=0.005)
     assert (evaluation.split, evaluation.tta, evaluation.num_images) == ("train", "hflip", 4)
+
+
+def test_certainty_is_that_of_the_maps_a_person_gets(masked: Path, artifact: Artifact) -> None:
+    found = evaluate(artifact, masked, tta="flips", aggregate="vote").certainty
+    predictor = SegmentationPredictor(artifact.spec, TorchEngine(artifact.network, device="cpu"))
+    wrong, doubts, confidences = [], [], []
+    for index in range(len(SIZES)):
+        image_HWC = np.asarray(Image.open(masked / f"images/val/{index}.png"))
+        mask_HW = np.asarray(Image.open(masked / f"masks/val/{index}.png"))
+        query = Query(image_HWC=image_HWC, tta="flips", aggregate="vote", maps=("disagreement",))
+        prediction = predictor.predict([query])[0]
+        wrong.append((prediction.mask_HW != mask_HW)[mask_HW != 9])
+        doubts.append(prediction.uncertainty_HW["disagreement"][mask_HW != 9])
+        confidences.append(prediction.confidence_HW[mask_HW != 9] / 255)
+    wrong_N, confidence_N = np.concatenate(wrong), np.concatenate(confidences)
+    assert found is not None
+    assert found.risk_coverage[0].aurc["disagreement"] == pytest.approx(
+        aurc_by(np.concatenate(doubts), wrong_N), abs=0.005
+    )
+    assert found.ece == pytest.approx(expected_calibration_error(reliability(confidence_N, ~wrong_N)), abs=0.005)
+
+
+@pytest.mark.parametrize(("tta", "measures"), [("none", ("entropy",)), ("hflip", get_args(Measure))])
+def test_images_are_ranked_where_there_are_views_to_disagree(
+    masked: Path, artifact: Artifact, tta: Plan, measures: tuple[Measure, ...]
+) -> None:
+    found = evaluate(artifact, masked, tta=tta).certainty
+    assert found is not None
+    pixels, images = found.risk_coverage
+    assert tuple(pixels.aurc) == tuple(images.aurc) == ("confidence", *measures)
+    for areas in found.risk_coverage:
+        assert all(area >= areas.best - 1e-9 for area in areas.aurc.values())
+
+
+def test_an_image_s_risk_is_what_its_miou_lacks(masked: Path, spec: ModelSpec) -> None:
+    dataset = open_dataset(masked, "segmentation")
+    found = list(
+        outcomes(SegmentationPredictor(_plain(spec), BrightestChannel()), dataset.split("val"), ignore_index=9)
+    )
+    for outcome in found:
+        ious = []
+        for k in range(4):
+            union = ((outcome.truth == k) | (outcome.predicted == k)) & (outcome.truth != IGNORE)
+            if union.any():
+                ious.append(((outcome.truth == k) & (outcome.predicted == k)).sum() / union.sum())
+        assert outcome.risk == pytest.approx(1 - np.mean(ious))
+
+
+def test_the_command_prints_and_writes_the_same(
+    masked: Path, artifact: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--tta", "hflip", "--aggregate", "logits", "--json", str(tmp_path / "scores.json")]
+    assert main(["evaluate", str(artifact.path), str(masked), *options]) == 0
+    written = Evaluation.model_validate_json((tmp_path / "scores.json").read_bytes())
+    printed = capsys.readouterr().out
+    assert printed == written.table() + "\n"
+    assert written.certainty is not None
+    assert f"temperature 1: ece {written.certainty.ece:.4f}" in printed
+    assert [line.split()[0] for line in printed.splitlines()[-6:]] == [
+        "confidence",
+        *get_args(Measure),
+        "random",
+        "best",
+    ]
+
+
+def test_scores_written_before_there_was_certainty_are_still_read() -> None:
+    old = {"task": "segmentation", "split": "val", "num_images": 1, "tta": "none", "aggregate": "mean"}
+    assert Evaluation.model_validate({**old, "scores": {"miou": 0.5}, "classes": []}).certainty is None
 
 
 def test_other_classes_are_refused(masked: Path, artifact: Artifact) -> None:

@@ -5,16 +5,24 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
-from segserve.artifact import check_example, load_artifact
+from cli import main
+from segserve.artifact import Artifact, check_example, load_artifact
 from segserve.engines.torch_engine import TorchEngine
 from segserve.predictor import build_predictor
-from segserve.spec import Task
+from segserve.preprocess import normalise, to_tensor
+from segserve.spec import CalibrationSpec, ModelSpec, Task
+from tests.conftest import ToyEngine, random_image
+from training import export
+from training.calibration import joined, probability_scores
 from training.config import Recipe
 from training.engine import train
 from training.evaluate import evaluate
-from training.export import export_run
+from training.export import calibrated, export_run, held_out_logits
+from training.layouts import Dataset, open_dataset
 from training.run import Run
 from training.synthetic import write_classification_set, write_segmentation_set
 
@@ -40,48 +48,163 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     return train(recipe, run_dir=root / "run")
 
 
-def test_the_artifact_holds_the_runs_result(run: Path, tmp_path: Path) -> None:
-    artifact = export_run(run, tmp_path / "artifact")
+@pytest.fixture(scope="module")
+def exported(run: Path) -> Artifact:
+    return export_run(run, run.parent / "artifact")
+
+
+def test_the_artifact_holds_the_runs_result(run: Path, exported: Artifact) -> None:
     checkpoint = Run(run).load()
     assert checkpoint is not None
-    for name, tensor in artifact.network.state_dict().items():
+    for name, tensor in exported.network.state_dict().items():
         assert torch.equal(tensor, checkpoint.averaged[name]), name
     stored = json.loads((run / "scores.json").read_text())["scores"]
-    provenance = artifact.spec.provenance
-    assert provenance.scores == {f"val_{name}": score for name, score in stored.items()}
+    provenance = exported.spec.provenance
+    assert {f"val_{name}": score for name, score in stored.items()}.items() <= provenance.scores.items()
     assert provenance.recipe == json.loads((run / "recipe.json").read_text())
-    assert artifact.spec.serving.batch_size == 3
+    assert {f"val_{name}{suffix}" for name in ("ece", "nll", "brier") for suffix in ("", "_uncalibrated")} <= set(
+        provenance.scores
+    )
+    assert exported.spec.serving.batch_size == 3
 
 
-def test_the_example_is_the_first_val_image_and_comes_out_again(run: Path, tmp_path: Path) -> None:
-    export_run(run, tmp_path / "artifact")
-    artifact = load_artifact(tmp_path / "artifact")
+def test_the_example_is_the_first_val_image_and_comes_out_again(run: Path, exported: Artifact) -> None:
+    artifact = load_artifact(exported.path)
     first = min((run.parent / "data").rglob("val/**/*.png"), key=lambda path: ("masks" in path.parts, path))
-    with Image.open(first) as expected, Image.open(tmp_path / "artifact/example/input.png") as found:
+    with Image.open(first) as expected, Image.open(artifact.path / "example/input.png") as found:
         np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
     assert check_example(artifact, build_predictor(artifact.spec, TorchEngine(artifact.network))) > 0.99
 
 
-def test_the_artifact_scores_what_the_run_reached(run: Path, tmp_path: Path) -> None:
-    artifact = export_run(run, tmp_path / "artifact")
-    again = evaluate(artifact, run.parent / "data")
-    assert {f"val_{name}": score for name, score in again.scores.items()} == pytest.approx(
-        artifact.spec.provenance.scores
+def test_the_artifact_scores_what_the_run_reached(run: Path, exported: Artifact) -> None:
+    again = evaluate(exported, run.parent / "data")
+    stored = exported.spec.provenance.scores
+    assert again.scores == pytest.approx({name: stored[f"val_{name}"] for name in again.scores}, abs=1e-3)
+
+
+@pytest.fixture
+def doubtful(tmp_path: Path, spec: ModelSpec) -> Dataset:
+    """Masks drawn from what the toy says of their images' pixels, at temperature 2.5, with void; all of one size."""
+    (tmp_path / "classes.json").write_text(
+        json.dumps({"classes": [entry.model_dump() for entry in spec.classes], "ignore_index": 9})
     )
+    for index in range(4):
+        logits_NK = _toy_logits(random_image(64, 48, seed=index), spec)
+        mask_HW = torch.multinomial((logits_NK / 2.5).softmax(dim=1), 1).reshape(64, 48).to(torch.uint8)
+        mask_HW[:2] = 9
+        for kind, array in (("images", random_image(64, 48, seed=index)), ("masks", mask_HW.numpy())):
+            for split in ("train", "val"):
+                (tmp_path / kind / split).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(array).save(tmp_path / kind / split / f"{index}.png")
+    return open_dataset(tmp_path, "segmentation")
 
 
-def test_the_data_set_is_not_needed(run: Path, tmp_path: Path) -> None:
+def _toy_logits(image_HWC: NDArray[np.uint8], spec: ModelSpec) -> Tensor:
+    """(N, K) of an image that has the working size."""
+    logits_1KHW = ToyEngine()(normalise(to_tensor(image_HWC)[None], spec.preprocess))
+    return logits_1KHW[0].flatten(start_dim=1).T
+
+
+@pytest.mark.parametrize("factor", [1, 4])
+def test_overconfident_logits_are_read_without_loss(doubtful: Dataset, spec: ModelSpec, factor: int) -> None:
+    class Loud(ToyEngine):
+        def __call__(self, images_BCHW: Tensor) -> Tensor:
+            return factor * super().__call__(images_BCHW)
+
+    for index, (logits_NK, truth_N) in enumerate(held_out_logits(spec, Loud(), doubtful)):
+        mask_N = torch.from_numpy(np.array(Image.open(doubtful.root / f"masks/val/{index}.png"))).flatten().long()
+        expected_NK = factor * _toy_logits(random_image(64, 48, seed=index), spec)[mask_N != 9]
+        assert len(truth_N) == 62 * 48
+        for temperature in (0.5, 1, 5):
+            found = probability_scores(logits_NK / temperature, truth_N)
+            expected = probability_scores(expected_NK / temperature, mask_N[mask_N != 9])
+            assert found.model_dump() == pytest.approx(expected.model_dump(), rel=2e-3, abs=2e-3)
+
+
+def test_the_temperature_that_the_truth_was_drawn_at_is_found(doubtful: Dataset, spec: ModelSpec) -> None:
+    found = calibrated(spec, ToyEngine(), doubtful)
+    assert found.calibration.split == "val"
+    assert found.calibration.temperature == pytest.approx(2.5, rel=0.05)
+    scores = found.provenance.scores
+    assert scores["val_ece"] < 0.03 < 0.1 < scores["val_ece_uncalibrated"]
+    assert scores["val_nll"] < scores["val_nll_uncalibrated"]
+    assert scores["val_brier"] < scores["val_brier_uncalibrated"]
+
+
+def test_a_temperature_that_does_not_help_other_images_is_not_kept(
+    doubtful: Dataset, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = [(torch.tensor([[2.0, 0.0]] * 10), torch.tensor([wrong] + [0] * 9)) for wrong in (0, 1, 0, 1)]
+    parts[1] = parts[3] = (parts[1][0], torch.ones(10, dtype=torch.int64))
+    monkeypatch.setattr(export, "held_out_logits", lambda *_: iter(parts))
+    found = calibrated(spec, ToyEngine(), doubtful)
+    assert found.calibration == CalibrationSpec()
+    assert found.provenance.scores["val_nll"] == found.provenance.scores["val_nll_uncalibrated"]
+    assert "to lower the other half's negative log-likelihood, but it goes from 1.1269 to" in capsys.readouterr().err
+
+
+def test_a_split_of_void_leaves_the_spec_as_it_is(doubtful: Dataset, spec: ModelSpec) -> None:
+    for mask in doubtful.root.glob("masks/val/*.png"):
+        Image.new("L", (48, 64), 9).save(mask)
+    assert calibrated(spec, ToyEngine(), doubtful) == spec
+
+
+def test_at_most_so_many_pixels_of_an_image_are_looked_at(
+    doubtful: Dataset, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "MOST_PIXELS", 50)
+    parts = list(held_out_logits(spec, ToyEngine(), doubtful))
+    assert [len(truth_N) for _, truth_N in parts] == [50] * 4
+    torch.testing.assert_close(joined(parts), joined(list(held_out_logits(spec, ToyEngine(), doubtful))))
+
+
+def test_a_labelled_image_gives_one_row(run: Path, exported: Artifact) -> None:
+    spec = exported.spec
+    dataset = open_dataset(run.parent / "data", spec.task)
+    rows = [len(truth_N) for _, truth_N in held_out_logits(spec, TorchEngine(exported.network), dataset)]
+    assert rows == [1 if spec.task == "classification" else 32 * 32] * 4
+
+
+def test_without_calibration_the_temperature_is_1(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(run), "--out", str(tmp_path / "artifact"), "--no-calibration"]) == 0
+    artifact = load_artifact(tmp_path / "artifact")
+    assert artifact.spec.calibration == CalibrationSpec(temperature=1.0, split=None)
+    assert not any("ece" in name for name in artifact.spec.provenance.scores)
+    assert capsys.readouterr().err == ""
+
+
+def test_without_its_data_set_a_run_is_exported_at_temperature_1(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = run.parent / "data"
     data.rename(run.parent / "elsewhere")
     try:
-        assert export_run(run, tmp_path / "artifact").spec.name == "small"
+        assert export_run(run, tmp_path / "artifact").spec.calibration.split is None
     finally:
         (run.parent / "elsewhere").rename(data)
+    assert capsys.readouterr().err == (
+        f"segserve: the temperature stays 1: expected the run's data set at {data} to fit it on, but there is none: "
+        "export where it is\n"
+    )
 
 
-def test_an_artifact_is_replaced_but_nothing_else(run: Path, tmp_path: Path) -> None:
-    first = export_run(run, tmp_path / "artifact")
-    assert export_run(run, tmp_path / "artifact").digest == first.digest
+def test_another_data_set_in_its_place_is_not_fitted_on(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    classes = run.parent / "data/classes.json"
+    text = classes.read_text()
+    classes.write_text(text + " ")
+    try:
+        assert export_run(run, tmp_path / "artifact").spec.calibration.temperature == 1
+    finally:
+        classes.write_text(text)
+    assert "to fit it on, but it has changed: bring it back" in capsys.readouterr().err
+
+
+def test_an_artifact_is_replaced_but_nothing_else(run: Path, exported: Artifact) -> None:
+    assert export_run(run, exported.path).digest == exported.digest
     with pytest.raises(ValueError, match="to be an artifact or not to exist, but it is something else"):
         export_run(run, run)
     assert Run(run).is_finished

@@ -8,9 +8,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from segserve.prediction import ClassificationPrediction, Prediction, SegmentationPrediction
 from segserve.spec import ModelSpec, Task
 from training.data import IGNORE
-from training.evaluate import ClassScore, Evaluation, Outcome
+from training.evaluate import ClassScore, Evaluation, Outcome, predicted_classes
 from training.layouts import Sample
 from training.metrics import confusion_matrix
 from training.report import ERROR_COLOR, VOID_COLOR, class_csv, curves_png, error_map, extremes, rating, samples_png
@@ -19,20 +20,35 @@ from training.run import EpochLog
 K = 4
 
 
-def _outcome(truth: NDArray[np.uint8], predicted: NDArray[np.uint8], *, confidence: float = 0.9) -> Outcome:
-    size = truth.shape if truth.ndim else (30, 40)
+def _outcome(truth: NDArray[np.uint8], predicted: NDArray[np.uint8]) -> Outcome:
+    prediction = SegmentationPrediction(
+        mask_HW=predicted,
+        confidence_HW=np.full_like(predicted, 230),
+        uncertainty_HW={},
+        probs_KHW=None,
+        mean_entropy=0.1,
+        mutual_information=0.0,
+        view_agreement=1.0,
+        windows=1,
+    )
+    return _judged(truth, prediction, size=truth.shape)
+
+
+def _label(truth: int, predicted: int, *, confidence: float) -> Outcome:
+    probs_K = np.full(K, (1 - confidence) / (K - 1), dtype=np.float32)
+    probs_K[predicted] = confidence
+    prediction = ClassificationPrediction(probs_K=probs_K, mean_entropy=0.1, mutual_information=0.0, view_agreement=1.0)
+    return _judged(np.asarray(truth, dtype=np.uint8), prediction, size=(30, 40))
+
+
+def _judged(truth: NDArray[np.uint8], prediction: Prediction, *, size: tuple[int, ...]) -> Outcome:
     return Outcome(
         sample=Sample(image=Path("images/val/name.png"), truth=0),
         image_HWC=np.full((*size, 3), 128, dtype=np.uint8),
         truth=truth,
-        predicted=predicted,
-        confidence=confidence,
-        confusion_KK=confusion_matrix(truth, predicted, num_classes=K),
+        prediction=prediction,
+        confusion_KK=confusion_matrix(truth, predicted_classes(prediction), num_classes=K),
     )
-
-
-def _label(truth: int, predicted: int, *, confidence: float) -> Outcome:
-    return _outcome(np.asarray(truth, dtype=np.uint8), np.asarray(predicted, dtype=np.uint8), confidence=confidence)
 
 
 def _opened(png: bytes) -> Image.Image:

@@ -4,18 +4,22 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segserve.artifact import Artifact
 from segserve.engines.torch_engine import TorchEngine, best_device
-from segserve.predictor import Prediction, Predictor, Query, SegmentationPrediction, build_predictor
+from segserve.prediction import Prediction, Query, SegmentationPrediction
+from segserve.predictor import Predictor, build_predictor
 from segserve.settings import Settings
-from segserve.spec import Aggregate, ClassSpec, Plan, Task
+from segserve.spec import Aggregate, ClassSpec, Measure, ModelSpec, Plan, Task
+from segserve.tta import PLANS
+from training.certainty import Certainty, ImageTally, PixelTally, certainty
 from training.data import IGNORE, read_image, read_truth
 from training.layouts import Dataset, Sample, open_dataset
-from training.metrics import Confusion, class_iou, class_recall, confusion_matrix, merge, scores
+from training.metrics import Confusion, class_iou, class_recall, confusion_matrix, image_miou, merge, scores
 
 IMAGES_AT_ONCE = 8
 
@@ -40,9 +44,13 @@ class Evaluation(Settings):
     aggregate: Aggregate
     scores: dict[str, float]
     classes: tuple[ClassScore, ...]
+    temperature: float = 1.0
+    """The logits were divided by it."""
+    certainty: Certainty | None = None
+    """None: not looked at, or nothing to look at."""
 
     def table(self) -> str:
-        """The scores and a line a class, as text."""
+        """The scores, a line a class, and how well the model knows what it knows, as text."""
         measure, unit = ("IoU", "pixels") if self.task == "segmentation" else ("recall", "images")
         width = max(len("class"), *(len(entry.name) for entry in self.classes))
         lines = [f"{'class':{width}}  {measure:>7}  {unit:>11}"]
@@ -50,7 +58,11 @@ class Evaluation(Settings):
             score = "-" if entry.score is None else f"{entry.score:.4f}"
             lines.append(f"{entry.name:{width}}  {score:>7}  {entry.count:>11,}")
         totals = ", ".join(f"{name} {score:.4f}" for name, score in self.scores.items())
-        return "\n".join([*lines, f"{self.split}, {self.num_images} images, tta {self.tta}: {totals}"])
+        how = self.tta if self.tta == "none" else f"{self.tta}, aggregate {self.aggregate}"
+        lines.append(f"{self.split}, {self.num_images} images, tta {how}: {totals}")
+        if self.certainty is not None:
+            lines += [f"temperature {self.temperature:.3g}: ece {self.certainty.ece:.4f}", "", self.certainty.table()]
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +73,27 @@ class Outcome:
     image_HWC: NDArray[np.uint8]
     truth: NDArray[np.uint8]
     """Mask (H, W) with `IGNORE`, or class index ()."""
-    predicted: NDArray[np.uint8]
-    """Mask (H, W) or class index ()."""
-    confidence: float
-    """Probability of the predicted class, the mean over the pixels; 0 to 1."""
+    prediction: Prediction
     confusion_KK: Confusion
+
+    @property
+    def predicted(self) -> NDArray[np.uint8]:
+        """Mask (H, W) or class index ()."""
+        return predicted_classes(self.prediction)
+
+    @property
+    def confidence(self) -> float:
+        """Probability of the predicted class, the mean over the pixels; 0 to 1."""
+        if isinstance(self.prediction, SegmentationPrediction):
+            return float(self.prediction.confidence_HW.mean() / 255)
+        return float(self.prediction.probs_K.max())
+
+    @property
+    def risk(self) -> float:
+        """1 - mean IoU over the classes of truth and prediction; for labels 1 if wrong, else 0."""
+        if isinstance(self.prediction, SegmentationPrediction):
+            return 1 - image_miou(self.confusion_KK)
+        return float(self.truth != self.predicted)
 
 
 def evaluate(
@@ -79,8 +107,20 @@ def evaluate(
     dataset = open_dataset(dataset_root, artifact.spec.task)
     _check_classes(artifact.spec.classes, dataset)
     predictor = build_predictor(artifact.spec, TorchEngine(artifact.network, device=best_device()))
-    found = outcomes(predictor, dataset.split(split), ignore_index=dataset.ignore_index, tta=tta, aggregate=aggregate)
-    return summarise((outcome.confusion_KK for outcome in found), dataset, split=split, tta=tta, aggregate=aggregate)
+    found = outcomes(
+        predictor,
+        dataset.split(split),
+        ignore_index=dataset.ignore_index,
+        tta=tta,
+        aggregate=aggregate,
+        maps=measures_of(tta),
+    )
+    return assess(found, dataset, split=split, tta=tta, aggregate=aggregate, spec=artifact.spec)
+
+
+def measures_of(tta: Plan) -> tuple[Measure, ...]:
+    """What doubt a plan's views can show; one view cannot disagree."""
+    return get_args(Measure) if len(PLANS[tta]) > 1 else ("entropy",)
 
 
 def outcomes(
@@ -90,11 +130,14 @@ def outcomes(
     ignore_index: int | None,
     tta: Plan = "none",
     aggregate: Aggregate = "mean",
+    maps: tuple[Measure, ...] = (),
 ) -> Iterator[Outcome]:
     """Predict the samples in order, a few at a time; the files are read as they are needed."""
     for first in range(0, len(samples), IMAGES_AT_ONCE):
         group = samples[first : first + IMAGES_AT_ONCE]
-        queries = [Query(image_HWC=read_image(sample.image), tta=tta, aggregate=aggregate) for sample in group]
+        queries = [
+            Query(image_HWC=read_image(sample.image), tta=tta, aggregate=aggregate, maps=maps) for sample in group
+        ]
         predictions: Sequence[Prediction] = predictor.predict(queries)
         for sample, query, prediction in zip(group, queries, predictions, strict=True):
             truth = read_truth(sample, ignore_index=ignore_index)
@@ -104,11 +147,7 @@ def outcomes(
 def _outcome(
     sample: Sample, query: Query, truth: NDArray[np.uint8], prediction: Prediction, *, num_classes: int
 ) -> Outcome:
-    if isinstance(prediction, SegmentationPrediction):
-        predicted, confidence = prediction.mask_HW, float(prediction.confidence_HW.mean() / 255)
-    else:
-        predicted = np.asarray(prediction.probs_K.argmax(), dtype=np.uint8)
-        confidence = float(prediction.probs_K.max())
+    predicted = predicted_classes(prediction)
     if truth.shape != predicted.shape or (truth[truth != IGNORE] >= num_classes).any():
         raise ValueError(
             f"expected {sample.truth} to have its image's size and class indices below {num_classes}, "
@@ -118,10 +157,40 @@ def _outcome(
         sample=sample,
         image_HWC=query.image_HWC,
         truth=truth,
-        predicted=predicted,
-        confidence=confidence,
+        prediction=prediction,
         confusion_KK=confusion_matrix(truth, predicted, num_classes=num_classes),
     )
+
+
+def predicted_classes(prediction: Prediction) -> NDArray[np.uint8]:
+    """Mask (H, W) or class index ()."""
+    if isinstance(prediction, SegmentationPrediction):
+        return prediction.mask_HW
+    return np.asarray(prediction.probs_K.argmax(), dtype=np.uint8)
+
+
+def assess(
+    found: Iterable[Outcome], dataset: Dataset, *, spec: ModelSpec, split: str, tta: Plan, aggregate: Aggregate
+) -> Evaluation:
+    """Scores and certainty of outcomes, which are looked at one by one and not kept.
+
+    Args:
+        found: with the maps that `measures_of` names.
+        dataset: where they come from.
+        spec: of the model.
+        split: of the data set.
+        tta: plan they were found with.
+        aggregate: the same.
+    """
+    confusions, pixels, images = [], PixelTally(), ImageTally(measures_of(tta))
+    for outcome in found:
+        confusions.append(outcome.confusion_KK)
+        images.add(outcome.prediction, confidence=outcome.confidence, risk=outcome.risk)
+        if isinstance(outcome.prediction, SegmentationPrediction):
+            pixels.add(outcome.truth, outcome.prediction)
+    figures = certainty(pixels, images) if dataset.task == "segmentation" else certainty(images)
+    evaluation = summarise(confusions, dataset, split=split, tta=tta, aggregate=aggregate)
+    return evaluation.model_copy(update={"certainty": figures, "temperature": spec.calibration.temperature})
 
 
 def summarise(

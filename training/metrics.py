@@ -46,6 +46,12 @@ def class_iou(confusion_KK: Confusion) -> NDArray[np.float64]:
     return _ratio(hits_K, confusion_KK.sum(axis=0) + confusion_KK.sum(axis=1) - hits_K)
 
 
+def image_miou(confusion_KK: Confusion) -> float:
+    """Mean IoU over the classes in one image's truth or prediction, 0 to 1; 1 where nothing counts."""
+    iou_K = class_iou(confusion_KK)
+    return float(np.nanmean(iou_K)) if not np.isnan(iou_K).all() else 1.0
+
+
 def class_recall(confusion_KK: Confusion) -> NDArray[np.float64]:
     """(K,) TP / (TP + FN), 0 to 1; NaN for a class the truth does not contain."""
     return _ratio(confusion_KK.diagonal(), confusion_KK.sum(axis=1))

@@ -23,7 +23,7 @@ from segserve.spec import ClassSpec, Color, Task
 from training.data import IGNORE, read_image
 from training.evaluate import Evaluation, Outcome, outcomes, summarise
 from training.layouts import Dataset
-from training.metrics import class_iou
+from training.metrics import image_miou
 from training.run import CLASSES, CURVES, EXAMPLE, SAMPLES, SCORES, EpochLog, Run
 
 INK, FAINT, BLUE, ORANGE, GREEN, RED = "#1f2430", "#d9dce3", "#2f6fb3", "#e07b27", "#2d8a57", "#cf2e3c"
@@ -69,8 +69,7 @@ def rating(outcome: Outcome, *, task: Task) -> float:
     predicted class if that is right, minus it if it is wrong, so that the most confident mistakes come last.
     """
     if task == "segmentation":
-        iou_K = class_iou(outcome.confusion_KK)
-        return float(np.nanmean(iou_K)) if not np.isnan(iou_K).all() else 1.0
+        return image_miou(outcome.confusion_KK)
     return outcome.confidence if outcome.truth == outcome.predicted else -outcome.confidence
 
 

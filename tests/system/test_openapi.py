@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from schemathesis import checks
 
 from handlers.local_service import LocalService
-from segserve.openapi import document, example_png
+from segserve.openapi import document
+from segserve.openapi_examples import PIXELS, example_png
 
 pytestmark = pytest.mark.system
 
@@ -131,7 +132,6 @@ def test_an_unknown_model_is_answered_as_documented(service: LocalService, path:
 PNG_BASE64 = base64.b64encode(example_png()).decode()
 FILES = [example_png(), example_png(), example_png(), example_png()[:-20], b"\x89PNG\r\n\x1a\n", b"GIF89a", b""]
 """An image, and what only begins like one."""
-PIXELS = {"name": "image", "datatype": "UINT8", "shape": [1, 2, 2, 3], "data": list(range(12))}
 
 
 def for_schemathesis() -> dict[str, Any]:
@@ -168,7 +168,7 @@ def flatmap_body(context: Any, body: Any) -> st.SearchStrategy[Any]:
     return st.just(body)
 
 
-@SCHEMA.hook
+@schemathesis.hook
 def before_call(context: Any, case: schemathesis.Case, **_: Any) -> None:
     """Bytes on the v2 path are tensors after JSON; without the header that says so they are asked as on the others."""
     if case.path.startswith("/v2/") and case.media_type == "application/octet-stream":
