@@ -115,14 +115,19 @@ def parse_request(request: Request) -> tuple[bytes, Options]:
         Problem: `bad-option`, `bad-body` or `unsupported-type`.
     """
     image, from_body = _read_body(request)
-    from_headers = {
+    return image, _parse_options(
+        {**options_of_headers(request.headers), **_as_text(request.fields), **from_body},
+        request.headers.get("accept", ""),
+    )
+
+
+def options_of_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """The options among a request's headers, by name."""
+    return {
         name.removeprefix(OPTION_HEADER).replace("-", "_"): value
-        for name, value in request.headers.items()
+        for name, value in headers.items()
         if name.startswith(OPTION_HEADER) and name != f"{OPTION_HEADER}request-id"
     }
-    return image, _parse_options(
-        {**from_headers, **_as_text(request.fields), **from_body}, request.headers.get("accept", "")
-    )
 
 
 def _parse_options(raw: Mapping[str, Any], accept: str) -> Options:

@@ -23,7 +23,8 @@ from segserve.predictor import Predictor, is_out_of_memory
 from segserve.problem import TITLE, Problem
 from segserve.render import Asked, render
 from segserve.tiling import TooLarge
-from segserve.v2 import Inference, asks_v2, read_inference, write_inference
+from segserve.v2 import Inference, asks_v2, read_inference
+from segserve.v2_answer import write_inference
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,6 @@ Dimensions: B images, K classes, H, W, C channels (red, green, blue).
 import json
 import math
 import re
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -20,8 +19,7 @@ from numpy.typing import NDArray
 from pydantic import Field, StrictBool, StrictInt, ValidationError
 
 from segserve import api, codec
-from segserve.findings import Findings
-from segserve.prediction import ClassificationPrediction, Prediction, Query, SegmentationPrediction
+from segserve.prediction import Query
 from segserve.problem import Problem
 from segserve.settings import Settings, explain
 from segserve.spec import ModelSpec, Task
@@ -54,8 +52,6 @@ PARAMETERS: dict[Task, tuple[str, ...]] = {
 }
 """The options, see `api.Options`, that mean something here; the others choose a form or belong to the other task."""
 
-_DATATYPES = {"uint8": "UINT8", "float16": "FP16", "float32": "FP32", "object": "BYTES"}
-"""The protocol's names of NumPy's types."""
 _BRACE = re.compile(rb"\s*\{")
 _INPUTS_KEY = re.compile(rb'"inputs"\s*:')
 """Only a key is followed by a colon: in JSON text a quote inside a string has a backslash before it."""
@@ -303,13 +299,8 @@ def _binary_by_default(parameters: dict[str, Any]) -> bool:
 
 def _carried(request: api.Request) -> dict[str, str]:
     """Options outside the body, which gives way to none of them."""
-    in_headers = {
-        name.removeprefix(api.OPTION_HEADER).replace("-", "_"): value
-        for name, value in request.headers.items()
-        if name.startswith(api.OPTION_HEADER) and name != f"{api.OPTION_HEADER}request-id"
-    }
     in_query = {name: value.decode("utf-8", "replace") for name, value in request.fields.items() if name != "body"}
-    return in_headers | in_query
+    return api.options_of_headers(request.headers) | in_query
 
 
 def _options(given: Mapping[str, Any], spec: ModelSpec) -> api.Options:
@@ -384,83 +375,3 @@ def _least_bytes(output: Output, inference: Inference, spec: ModelSpec) -> int:
     values = math.prod(inference.images_BHWC.shape[:-1]) * (spec.num_classes if is_probabilities else 1)
     is_wide = is_probabilities and inference.options.precision == "float16"
     return values * (2 if is_wide or not output.binary else 1)
-
-
-def write_inference(
-    inference: Inference, predictions: Sequence[Prediction], *, spec: ModelSpec, model: api.ModelInfo
-) -> tuple[str, dict[str, str], bytes]:
-    """The content type, further headers and the body of the answer.
-
-    Args:
-        inference: the request.
-        predictions: one an image, in order.
-        spec: the model's.
-        model: named in the answer.
-    """
-    tensors = [_tensor(output.name, inference, predictions, spec=spec, model=model) for output in inference.outputs]
-    binaries = [
-        _to_bytes(tensor) if output.binary else None for output, tensor in zip(inference.outputs, tensors, strict=True)
-    ]
-    answer = {
-        "model_name": model.name,
-        "model_version": model.version,
-        **({} if inference.id is None else {"id": inference.id}),
-        "parameters": {"digest": model.digest, "classes": ",".join(spec.class_names)},
-        "outputs": [
-            _described(output.name, tensor, binary)
-            for output, tensor, binary in zip(inference.outputs, tensors, binaries, strict=True)
-        ],
-    }
-    head = json.dumps(answer, separators=(",", ":")).encode()
-    tail = [binary for binary in binaries if binary is not None]
-    if not tail:
-        return "application/json", {}, head
-    return "application/octet-stream", {HEADER_LENGTH: str(len(head))}, b"".join([head, *tail])
-
-
-def _tensor(
-    name: OutputName, inference: Inference, predictions: Sequence[Prediction], *, spec: ModelSpec, model: api.ModelInfo
-) -> NDArray[Any]:
-    """(B, ...); text has the dtype object."""
-    if name in get_args(ScoreName):
-        return np.array([getattr(prediction, name) for prediction in predictions], dtype=np.float32)
-    tensors = []
-    for image_HWC, prediction in zip(inference.images_BHWC, predictions, strict=True):
-        match prediction:
-            case SegmentationPrediction():
-                found = Findings(
-                    image_HWC=image_HWC, options=inference.options, prediction=prediction, spec=spec, model=model
-                )
-                tensors.append(_of_pixels(name, found))
-            case ClassificationPrediction(probs_K=probs_K):
-                label = np.array(spec.class_names[probs_K.argmax()], dtype=object)
-                tensors.append(label if name == "label" else probs_K)
-    return np.stack(tensors)
-
-
-def _of_pixels(name: OutputName, found: Findings) -> NDArray[Any]:
-    match name:
-        case "mask":
-            return found.mask_HW
-        case "confidence":
-            return found.prediction.confidence_HW
-        case "uncertainty":
-            return found.prediction.uncertainty_HW[found.options.measure]
-        case _:
-            assert found.prediction.probs_KHW is not None, "the query must ask for probabilities"
-            return found.prediction.probs_KHW
-
-
-def _to_bytes(tensor: NDArray[Any]) -> bytes:
-    """Little-endian values, row by row; text as its length in 4 bytes and UTF-8."""
-    if tensor.dtype != object:
-        return tensor.astype(tensor.dtype.newbyteorder("<"), copy=False).tobytes()
-    texts = [text.encode() for text in tensor.ravel()]
-    return b"".join(struct.pack("<I", len(text)) + text for text in texts)
-
-
-def _described(name: OutputName, tensor: NDArray[Any], binary: bytes | None) -> dict[str, Any]:
-    head = {"name": name, "datatype": _DATATYPES[tensor.dtype.name], "shape": list(tensor.shape)}
-    if binary is None:
-        return {**head, "data": tensor.ravel().tolist()}
-    return {**head, "parameters": {"binary_data_size": len(binary)}}

@@ -18,6 +18,7 @@ from segserve.api import ModelInfo, Request
 from segserve.prediction import ClassificationPrediction, SegmentationPrediction
 from segserve.problem import Problem, ProblemKind
 from segserve.spec import ModelSpec
+from segserve.v2_answer import write_inference
 from tests.conftest import random_image, tiny_spec
 
 MODEL = ModelInfo(name="cells", version="1.0", digest="abc")
@@ -68,7 +69,7 @@ def answer(
     inference: v2.Inference, predictions: list[Any], spec: ModelSpec
 ) -> tuple[dict[str, Any], Callable[[str], Any]]:
     """The JSON as tritonclient understands it, and its way to a tensor."""
-    content_type, headers, body = v2.write_inference(inference, predictions, spec=spec, model=MODEL)
+    content_type, headers, body = write_inference(inference, predictions, spec=spec, model=MODEL)
     length = headers.get("Inference-Header-Content-Length")
     assert content_type == ("application/json" if length is None else "application/octet-stream")
     result = triton.InferenceServerClient.parse_response_body(body, header_length=length)
@@ -186,7 +187,7 @@ def test_bytes_of_the_binary_extension_written_by_hand() -> None:
     inference = read(asked)
     assert inference.images_BHWC.tolist() == [[[[1, 2, 3]], [[4, 5, 6]]]]
     (prediction,) = segmentation(inference.images_BHWC)
-    content_type, headers, body = v2.write_inference(inference, [prediction], spec=SEGMENTATION, model=MODEL)
+    content_type, headers, body = write_inference(inference, [prediction], spec=SEGMENTATION, model=MODEL)
     length = int(headers["Inference-Header-Content-Length"])
     assert content_type == "application/octet-stream"
     assert json.loads(body[:length])["outputs"] == [
