@@ -19,8 +19,9 @@ from PIL import Image
 
 from handlers.local_service import LocalService, local_service
 from segserve.artifact import load_artifact
-from segserve.codec import decode_image, overlay
+from segserve.codec import decode_image
 from segserve.engines.torch_engine import TorchEngine
+from segserve.png import overlay
 from segserve.prediction import Query
 from segserve.predictor import SegmentationPredictor
 from training.synthetic import write_classification_set, write_segmentation_set

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from segserve.api import PolygonMask, RleMask, SegmentationAnswer
-from segserve.codec import NO_CLASS
 from segserve.forms.part import Part
+from segserve.png import NO_CLASS
 
 Bools = NDArray[np.bool_]
 
@@ -31,7 +31,7 @@ class Mask:
     """Class indices, and the colours of the classes."""
 
     mask_HW: NDArray[np.uint8]
-    """`segserve.codec.NO_CLASS` (255) where the class was not asked for."""
+    """`segserve.png.NO_CLASS` (255) where the class was not asked for."""
     palette_K3: NDArray[np.uint8]
     """Red, green, blue of each index."""
 

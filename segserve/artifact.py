@@ -21,9 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from segserve.codec import encode_index_png, encode_png
 from segserve.engines.torch_engine import TorchEngine
 from segserve.networks import Network, build_network
+from segserve.png import encode_index_png, encode_png
 from segserve.prediction import Query
 from segserve.predictor import ClassificationPredictor, Predictor, SegmentationPredictor, build_predictor
 from segserve.settings import explain

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from segserve import regions
 from segserve.api import ModelInfo, Options
-from segserve.codec import NO_CLASS
+from segserve.png import NO_CLASS
 from segserve.polygons import MultiPolygon, trace
 from segserve.prediction import SegmentationPrediction
 from segserve.regions import Region

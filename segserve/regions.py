@@ -14,7 +14,7 @@ import rasterio.features
 from numpy.typing import NDArray
 from skimage.measure import label
 
-from segserve.codec import NO_CLASS
+from segserve.png import NO_CLASS
 from segserve.problem import Problem
 from segserve.watershed import split_touching
 

@@ -15,7 +15,7 @@ from skimage.measure import label
 from skimage.morphology import local_maxima
 from skimage.segmentation import watershed
 
-from segserve.codec import NO_CLASS
+from segserve.png import NO_CLASS
 from segserve.problem import Problem
 
 NECK = 0.8

@@ -12,7 +12,7 @@ from PIL import Image
 
 from segserve import answers
 from segserve.answers import Region, index_mask
-from segserve.codec import NO_CLASS
+from segserve.png import NO_CLASS
 from segserve.spec import ModelSpec
 from tests.masks import CASES, answer, prediction_of
 

@@ -20,8 +20,9 @@ from pycocotools import mask as coco
 from pycocotools.coco import COCO
 from rasterio.features import rasterize
 
-from segserve.codec import NO_CLASS, decode_image
+from segserve.codec import decode_image
 from segserve.forms import labelstudio
+from segserve.png import NO_CLASS
 from segserve.predictor import Query, SegmentationPredictor
 from segserve.problem import Problem
 from segserve.spec import ModelSpec

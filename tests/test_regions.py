@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from segserve import regions
-from segserve.codec import NO_CLASS
+from segserve.png import NO_CLASS
 from segserve.problem import Problem
 from segserve.regions import Region, find_classes, find_objects, find_runs, sieve
 from tests.masks import CASES, blobs, noise

@@ -16,10 +16,10 @@ from python_multipart.multipart import MultipartParser
 from segserve import api
 from segserve.api import Options
 from segserve.clock import StageClock
-from segserve.codec import overlay
 from segserve.forms import mixed
 from segserve.forms.mixed import mix
 from segserve.forms.part import Part
+from segserve.png import overlay
 from segserve.prediction import ClassificationPrediction
 from segserve.problem import Problem
 from segserve.render import Asked, render

@@ -22,8 +22,9 @@ from segserve import codec
 from segserve.api import Request, Response
 from segserve.artifact import Artifact
 from segserve.clock import StageClock
-from segserve.codec import NO_CLASS, decode_image
+from segserve.codec import decode_image
 from segserve.engines.torch_engine import TorchEngine
+from segserve.png import NO_CLASS
 from segserve.prediction import Query, SegmentationPrediction
 from segserve.predictor import ClassificationPredictor, SegmentationPredictor
 from segserve.render import render

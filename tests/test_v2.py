@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
-from segserve import codec, v2
+from segserve import codec, png, v2
 from segserve.api import ModelInfo, Request
 from segserve.prediction import ClassificationPrediction, SegmentationPrediction
 from segserve.problem import Problem, ProblemKind
@@ -224,7 +224,7 @@ def test_only_the_classes_asked_for() -> None:
     predictions = segmentation(BATCH)
     _, tensor = answer(inference, predictions, SEGMENTATION)
     mask_BHW = np.stack([prediction.mask_HW for prediction in predictions])
-    np.testing.assert_array_equal(tensor("mask"), np.where(np.isin(mask_BHW, [1, 3]), mask_BHW, codec.NO_CLASS))
+    np.testing.assert_array_equal(tensor("mask"), np.where(np.isin(mask_BHW, [1, 3]), mask_BHW, png.NO_CLASS))
 
 
 def test_small_regions_go_as_in_other_forms() -> None:

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
-from segserve.codec import encode_png
+from segserve.png import encode_png
 from segserve.predictor import Predictor
 from segserve.spec import ClassSpec, Color, Task
 from training.data import IGNORE, read_image

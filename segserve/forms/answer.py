@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 
-from segserve import api, codec
+from segserve import api, png
 from segserve.api import Options
 from segserve.findings import Findings
 from segserve.forms.part import Part
@@ -112,7 +112,7 @@ def _mask(findings: Findings, region: Region) -> api.RleMask | api.PolygonMask |
 
 
 def _png_mask(findings: Findings) -> api.PngMask:
-    return api.PngMask(data=codec.to_base64(codec.encode_index_png(findings.mask_HW, findings.spec.classes)))
+    return api.PngMask(data=png.to_base64(png.encode_index_png(findings.mask_HW, findings.spec.classes)))
 
 
 def _uncertainty(prediction: Prediction) -> api.Uncertainty:

@@ -4,7 +4,7 @@
 import numpy as np
 from PIL import Image
 
-from segserve import codec
+from segserve import png
 from segserve.api import Label
 from segserve.findings import Findings
 from segserve.forms.part import Part, json_part
@@ -18,7 +18,7 @@ def masks_part(findings: Findings) -> Part:
             {
                 "label": findings.name(region),
                 "score": region.confidence,
-                "mask": codec.to_base64(_png(findings, region.class_id)),
+                "mask": png.to_base64(_png(findings, region.class_id)),
             }
             for region in findings.classes
         ],
@@ -30,4 +30,4 @@ def labels_part(labels: list[Label]) -> Part:
 
 
 def _png(findings: Findings, class_id: int) -> bytes:
-    return codec.encode_png(Image.fromarray(np.where(findings.mask_HW == class_id, np.uint8(255), np.uint8(0))))
+    return png.encode_png(Image.fromarray(np.where(findings.mask_HW == class_id, np.uint8(255), np.uint8(0))))

@@ -2,7 +2,7 @@
 
 from typing import assert_never
 
-from segserve import codec
+from segserve import png
 from segserve.api import Render
 from segserve.findings import Findings
 from segserve.forms.part import Part
@@ -16,12 +16,12 @@ def _png(findings: Findings, render: Render) -> bytes:
     prediction = findings.prediction
     match render:
         case "index":
-            return codec.encode_index_png(findings.mask_HW, findings.spec.classes)
+            return png.encode_index_png(findings.mask_HW, findings.spec.classes)
         case "overlay":
-            return codec.encode_overlay_png(findings.image_HWC, findings.mask_HW, findings.spec.classes)
+            return png.encode_overlay_png(findings.image_HWC, findings.mask_HW, findings.spec.classes)
         case "confidence":
-            return codec.encode_gray_png(prediction.confidence_HW)
+            return png.encode_gray_png(prediction.confidence_HW)
         case "uncertainty":
-            return codec.encode_gray_png(prediction.uncertainty_HW[findings.options.measure])
+            return png.encode_gray_png(prediction.uncertainty_HW[findings.options.measure])
         case other:
             assert_never(other)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from segserve.codec import NO_CLASS
+from segserve.png import NO_CLASS
 from segserve.spec import ModelSpec
 from tests.judges.conftest import Decoded, Judge
 from tests.masks import CASES, answer, blobs, prediction_of
