@@ -18,6 +18,9 @@ from tests.masks import CASES, answer, prediction_of
 
 Mask = NDArray[np.uint8]
 CASE = pytest.mark.parametrize("mask_HW", CASES.values(), ids=CASES)
+FEW_OBJECTS = {name: mask_HW for name, mask_HW in CASES.items() if mask_HW.size < 3000}
+OBJECTS = pytest.mark.parametrize("mask_HW", FEW_OBJECTS.values(), ids=FEW_OBJECTS)
+MASKS = pytest.mark.parametrize("masks", ["rle", "polygons"])
 
 
 def body(mask_HW: Mask, spec: ModelSpec, **options: Any) -> bytes:
@@ -43,20 +46,30 @@ def test_json(mask_HW: Mask, masks: str, spec: ModelSpec) -> None:
 
 
 @CASE
-@pytest.mark.parametrize("masks", ["rle", "polygons"])
-@pytest.mark.parametrize("objects", [False, True])
-def test_coco(mask_HW: Mask, masks: str, objects: bool, spec: ModelSpec) -> None:
-    written = body(mask_HW, spec, format="coco", masks=masks, objects=objects)
+@MASKS
+def test_coco(mask_HW: Mask, masks: str, spec: ModelSpec) -> None:
+    written = body(mask_HW, spec, format="coco", masks=masks)
     read = answers.read_coco(written, size=(mask_HW.shape[0], mask_HW.shape[1]))
     assert np.array_equal(index_mask(read), mask_HW)
 
 
 @CASE
-@pytest.mark.parametrize("masks", ["rle", "polygons"])
-@pytest.mark.parametrize("objects", [False, True])
-def test_cvat(mask_HW: Mask, masks: str, objects: bool, spec: ModelSpec) -> None:
-    written = body(mask_HW, spec, format="cvat", masks=masks, objects=objects)
+@MASKS
+def test_cvat(mask_HW: Mask, masks: str, spec: ModelSpec) -> None:
+    written = body(mask_HW, spec, format="cvat", masks=masks)
     assert np.array_equal(index_mask(answers.read_cvat(written), ids(spec)), mask_HW)
+
+
+@OBJECTS
+@MASKS
+def test_objects_make_up_the_mask(mask_HW: Mask, masks: str, spec: ModelSpec) -> None:
+    in_coco = answers.read_coco(
+        body(mask_HW, spec, format="coco", masks=masks, objects=True), size=(mask_HW.shape[0], mask_HW.shape[1])
+    )
+    in_cvat = answers.read_cvat(body(mask_HW, spec, format="cvat", masks=masks, objects=True))
+    assert len(in_coco) == len(in_cvat)
+    assert np.array_equal(index_mask(in_coco), mask_HW)
+    assert np.array_equal(index_mask(in_cvat, ids(spec)), mask_HW)
 
 
 @CASE

@@ -80,7 +80,7 @@ def test_images_of_one_colour_do_not_give_a_zero_deviation() -> None:
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG but no more")
-    with pytest.raises(ValueError, match=r"broken.png: expected a whole image"):
+    with pytest.raises(ValueError, match=r"broken.png: expected a whole PNG image"):
         read_image(tmp_path / "broken.png")
     with pytest.raises(ValueError, match=r"broken.png: cannot identify image file"):
         read_mask(tmp_path / "broken.png")
