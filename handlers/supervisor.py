@@ -71,10 +71,11 @@ class _Service:
         """Start, watch, drain, stop."""
         self._check_ports()
         with self._torchserve() as jvm, self._health(jvm) as health, self._ops(health):
-            if not self._until_ready(jvm, health):
+            if self._until_ready(jvm, health):
+                self._announce()
+                self._until_signal(jvm)
+            elif health.reasons():
                 return
-            self._announce()
-            self._until_signal(jvm)
             _say("draining")
             drain = Drain(self.settings, health=health, folder=self.folder, signals=self.signals)
             if not drain.run():

@@ -134,11 +134,13 @@ class Service:
             self.output.extend(lines)
 
 
-def until(condition: Callable[[], Any], seconds: float, detail: Callable[[], str] = str) -> None:
+def until(
+    condition: Callable[[], Any], seconds: float, detail: Callable[[], str] = str, *, pause: float = 0.05
+) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, detail()
-        time.sleep(0.05)
+        time.sleep(pause)
 
 
 def is_gone(pid: int) -> bool:
@@ -266,6 +268,17 @@ def test_a_second_signal_does_not_wait_for_slow_requests(tmp_path: Path, tempora
     assert time.monotonic() - began < 15
     assert (code, record[0].status == 200) == (0, False)
     assert "segserve: the drain was cut short" in output
+
+
+def test_a_signal_in_the_moment_of_readiness_still_drains(tmp_path: Path, temporary: Path) -> None:
+    write_toy_archive(tmp_path / "store")
+    with serving(tmp_path / "store", temporary=temporary, environment={"TOY_SECONDS": "1.5"}) as service:
+        until(lambda: (answer := service.ready()) is not None and answer.status_code == 200, 60, pause=0.005)
+        service.process.send_signal(signal.SIGTERM)
+        assert httpx.post(service.prediction_url(), content=b"x", timeout=30).status_code == 200
+        code, output = service.end()
+    assert code == 0
+    assert "segserve: draining" in output
 
 
 def test_a_signal_during_the_start_ends_it(tmp_path: Path, temporary: Path) -> None:
