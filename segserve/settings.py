@@ -38,6 +38,11 @@ def _sentence(key: str, detail: ErrorDetails, known_keys: tuple[str, ...]) -> st
         case "literal_error":
             key = key.rstrip(".0123456789")  # in a list, the value says which one it is
             return f"expected {key!r} to be {detail['ctx']['expected']}, but got {detail['input']!r}"
+        case "union_tag_not_found":
+            return f"expected a value for '{key}.{detail['ctx']['discriminator'].strip(chr(39))}', but none was given"
+        case "union_tag_invalid":
+            name, expected = detail["ctx"]["discriminator"].strip("'"), detail["ctx"]["expected_tags"]
+            return f"expected '{key}.{name}' to be one of {expected}, but got {detail['ctx']['tag']!r}"
         case "value_error":
             reason = str(detail["ctx"]["error"])
             return f"{key!r}: {reason}" if key else reason

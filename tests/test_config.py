@@ -90,6 +90,16 @@ def test_a_recipe_is_frozen(path: Path) -> None:
         ("augment.scale=[1.2, 0.8]", r"scale to be \[low, high\] with 0 < low <= high, but got \[1.2, 0.8\]"),
         ("augment.crop=[16, 64]", r"a crop of at least 32 x 32 pixels, but got \[16, 64\]"),
         ("optim.batch_size=1", "expected 'optim.batch_size' to be greater than or equal to 2, but got 1"),
+        (
+            'loss.terms=[{kind="dice"}, {kind="lovasz", gamma=2}]',
+            "'loss.terms.1.lovasz.gamma' is not a known key: .*; known are weight, begin, end, ramp, kind, per$",
+        ),
+        (
+            'loss.terms=[{kind="hausdorff"}]',
+            "expected 'loss.terms.0.kind' to be one of 'cross-entropy', 'focal'.*, but got 'hausdorff'",
+        ),
+        ("loss.terms=[{weight=1}]", "expected a value for 'loss.terms.0.kind', but none was given"),
+        ("loss.class_weights=balanced", "'loss.class_weights': expected 'none', 'median-.*, but got 'balanced'"),
     ],
 )
 def test_a_wrong_value_names_the_file_the_key_and_what_came(path: Path, override: str, sentence: str) -> None:
@@ -97,9 +107,11 @@ def test_a_wrong_value_names_the_file_the_key_and_what_came(path: Path, override
         load_recipe(path, [override])
 
 
-def test_dice_is_refused_for_classification(path: Path) -> None:
-    with pytest.raises(ValueError, match=r"loss.dice_weight to be 0 for classification .*, but got 1.0: remove it"):
-        load_recipe(path, ["task=classification", "loss.dice_weight=1.0"])
+def test_losses_on_masks_are_refused_for_classification(path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"loss.terms of classification to be cross-entropy or focal .*, but got dice:"
+    ):
+        load_recipe(path, ["task=classification", 'loss.terms=[{kind="focal"}, {kind="dice"}]'])
 
 
 def test_a_missing_key_is_named(path: Path) -> None:

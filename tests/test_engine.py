@@ -12,16 +12,18 @@ from torch import Tensor
 from segserve.engines.torch_engine import TorchEngine
 from segserve.networks import build_network
 from segserve.predictor import build_predictor
-from training import engine
-from training.config import AugmentSettings, EvalSettings, LossSettings, OptimSettings, Recipe
-from training.engine import NonFiniteLoss, learning_rate, train, training_loss
+from training import engine, learner
+from training.config import AugmentSettings, EvalSettings, OptimSettings, Recipe
+from training.engine import NonFiniteLoss, learning_rate, train
 from training.evaluate import outcomes, summarise
 from training.layouts import open_dataset
+from training.losses.objective import Objective
 from training.run import Run
 from training.synthetic import write_classification_set, write_segmentation_set
 
 CPU = torch.device("cpu")
 EPOCHS, STEPS_PER_EPOCH = 3, 2
+LOSSES = {"segmentation": ("cross-entropy", "dice"), "classification": ("cross-entropy",)}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,7 @@ def _recipe(data: Path, task: str = "segmentation", **optim: Any) -> Recipe:
             "network": {"encoder": "resnet18"},
             "preprocess": {"working_side": 32},
             "augment": {"crop": [32, 32], "scale": [0.8, 1.25], "hflip": True, "brightness": 0.2},
-            "loss": {"dice_weight": 1.0 if task == "segmentation" else 0.0},
+            "loss": {"terms": [{"kind": kind} for kind in LOSSES[task]]},
             "optim": {"epochs": EPOCHS, "batch_size": 2, "learning_rate": 1e-3, "warmup_epochs": 1, **optim},
             "eval": {"every_epochs": 2},
         }
@@ -61,11 +63,12 @@ def call_at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[Te
     def put(step: int, change: Callable[[Tensor], Tensor]) -> None:
         steps = iter(range(10**6))
 
-        def changed_loss(logits_BK: Tensor, truths_B: Tensor, settings: LossSettings) -> Tensor:
-            loss = training_loss(logits_BK, truths_B, settings)
-            return change(loss) if next(steps) == step else loss
+        class ChangedObjective(Objective):
+            def __call__(self, logits: Any, truths: Tensor, *, progress: float) -> Tensor:
+                loss = super().__call__(logits, truths, progress=progress)
+                return change(loss) if next(steps) == step else loss
 
-        monkeypatch.setattr(engine, "training_loss", changed_loss)
+        monkeypatch.setattr(learner, "Objective", ChangedObjective)
 
     return put
 

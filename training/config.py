@@ -1,14 +1,18 @@
 """Recipe: everything that decides a training run, read from one TOML file and checked before anything starts."""
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from segserve.settings import Settings, explain
 from segserve.spec import EncoderName, ServingSpec, Sizing, Task
+from training.losses.terms import FOR_LABELS, LossSettings
+
+Layout = Literal["folder", "coco", "voc", "cityscapes", "pet"]
+"""How a data set lies on disk, see `training.layouts`."""
 
 
 class DataSettings(Settings):
@@ -16,6 +20,7 @@ class DataSettings(Settings):
 
     root: Path
     """Its folder; a relative path starts at the current folder."""
+    layout: Layout = "folder"
 
 
 class NetworkSettings(Settings):
@@ -46,6 +51,14 @@ class AugmentSettings(Settings):
     """Largest random turn of the colour circle, either way, 0.5 being half of it."""
     blur: float = Field(default=0.0, ge=0.0, le=1.0)
     """Share of the images that are blurred."""
+    policy: Literal["none", "randaugment", "trivialaugment"] = "none"
+    """torchvision's, with its defaults, after the rest; this and what follows are for labelled images only."""
+    erasing: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of the images in which a rectangle (2 to 33 % of it) gets the mean colour."""
+    mixup: float = Field(default=0.0, ge=0.0)
+    """Parameter of the beta distribution from which each batch draws how much of another sample is added to each."""
+    cutmix: float = Field(default=0.0, ge=0.0)
+    """The same for the area of the rectangle taken from another sample; with `mixup`, each batch has one of the two."""
 
     @model_validator(mode="after")
     def _ranges_are_sound(self) -> Self:
@@ -57,13 +70,6 @@ class AugmentSettings(Settings):
                 f"expected scale to be [low, high] with 0 < low <= high, but got {[low, high]}: correct it"
             )
         return self
-
-
-class LossSettings(Settings):
-    """What is minimised: cross-entropy, plus soft Dice for segmentation."""
-
-    dice_weight: float = Field(default=0.0, ge=0.0)
-    label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
 
 
 class OptimSettings(Settings):
@@ -112,10 +118,11 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _loss_fits_task(self) -> Self:
-        if self.task == "classification" and self.loss.dice_weight:
+        others = [term.kind for term in self.loss.terms if term.kind not in FOR_LABELS]
+        if self.task == "classification" and others:
             raise ValueError(
-                "expected loss.dice_weight to be 0 for classification (Dice is defined on masks), "
-                f"but got {self.loss.dice_weight}: remove it"
+                f"expected loss.terms of classification to be {' or '.join(FOR_LABELS)} (the others are defined on "
+                f"masks), but got {', '.join(others)}: remove them"
             )
         return self
 
@@ -173,9 +180,24 @@ def _parse_value(text: str) -> object:
 def _known_keys(error: ValidationError) -> tuple[str, ...]:
     """The keys of the section in which the first unknown key stands."""
     unknown = [detail["loc"] for detail in error.errors() if detail["type"] == "extra_forbidden"]
-    section: type[BaseModel] = Recipe
+    sections: tuple[type[BaseModel], ...] = (Recipe,)
     for part in unknown[0][:-1] if unknown else ():
-        annotation = section.model_fields[str(part)].annotation
-        assert isinstance(annotation, type), part
-        section = annotation
-    return tuple(section.model_fields)
+        sections = _inner(sections, str(part))
+    return tuple(dict.fromkeys(key for section in sections for key in section.model_fields))
+
+
+def _inner(sections: tuple[type[BaseModel], ...], part: str) -> tuple[type[BaseModel], ...]:
+    """Where one step leads: to a key's sections, to those of one kind, or, in a list, to the same."""
+    if part.isdecimal():
+        return sections
+    fields = [section.model_fields for section in sections]
+    if any(part in keys for keys in fields):
+        return tuple(model for keys in fields if part in keys for model in _models(keys[part].annotation))
+    return tuple(section for section in sections if part in get_args(section.model_fields["kind"].annotation))
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models(inner)

@@ -20,12 +20,11 @@ from tqdm import tqdm
 from segserve.engines.torch_engine import autocast, best_device, fastest_precision
 from segserve.preprocess import normalise
 from training.augment import seed_of
-from training.config import LossSettings, OptimSettings, Recipe
-from training.data import checked_dataset
+from training.config import OptimSettings, Recipe
 from training.evaluate import outcomes, summarise
 from training.layouts import Dataset
 from training.learner import Learner, build_learner
-from training.losses import cross_entropy, segmentation_loss
+from training.lint.inspection import checked_dataset
 from training.metrics import HEADLINE
 from training.report import write_report
 from training.run import EpochLog, Run
@@ -58,7 +57,7 @@ def train(recipe: Recipe, *, run_dir: Path, device: torch.device | None = None) 
     if run.is_finished:
         _say(f"{run_dir}: finished before, nothing to do")
         return run_dir
-    dataset = checked_dataset(recipe.data.root, recipe.task)
+    dataset = checked_dataset(recipe.data.root, recipe.task, layout=recipe.data.layout)
     checkpoint = run.load()
     learner = build_learner(recipe, dataset, checkpoint=checkpoint, device=device or best_device())
     if checkpoint is None:
@@ -96,7 +95,9 @@ def _train_epoch(learner: Learner, epoch: int, bar: "tqdm[Never]") -> EpochLog:
     for index, (images_BCHW, truths_B) in enumerate(_batches(learner, epoch)):
         step = epoch * learner.steps_per_epoch + index
         rate = learning_rate(step, settings=settings, steps_per_epoch=learner.steps_per_epoch)
-        losses.append(_step(learner, images_BCHW, truths_B, rate, where=f"epoch {epoch + 1}, step {index + 1}"))
+        progress = step / (settings.epochs * learner.steps_per_epoch)
+        where = f"epoch {epoch + 1}, step {index + 1}"
+        losses.append(_step(learner, images_BCHW, truths_B, rate, progress=progress, where=where))
         bar.set_postfix(_postfix(losses[-1], learner), refresh=False)
         bar.update()
     return EpochLog(
@@ -112,19 +113,21 @@ def _batches(learner: Learner, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
     seed, size = learner.recipe.seed, learner.batch_size
     order = torch.randperm(len(learner.data), generator=torch.Generator().manual_seed(seed_of(seed, epoch))).tolist()
     for first in range(0, learner.steps_per_epoch * size, size):
-        pairs = [learner.augment(*learner.data[i], key=(seed, epoch, i)) for i in order[first : first + size]]
-        images, truths = zip(*pairs, strict=True)
-        yield torch.stack(images), torch.stack(truths)
+        indices = order[first : first + size]
+        images, truths = zip(*(learner.data[i] for i in indices), strict=True)
+        yield learner.augment(images, truths, keys=[(seed, epoch, i) for i in indices])
 
 
-def _step(learner: Learner, images_BCHW: Tensor, truths_B: Tensor, rate: float, *, where: str) -> float:
+def _step(
+    learner: Learner, images_BCHW: Tensor, truths_B: Tensor, rate: float, *, progress: float, where: str
+) -> float:
     """One step of the optimiser; returns the loss before it."""
     device, optimizer = learner.device, learner.optimizer
     x_BCHW = normalise(images_BCHW.to(device), learner.spec.preprocess).to(memory_format=torch.channels_last)
     learner.network.train()
     with autocast(device, fastest_precision(device)):
         logits_BK = learner.network(x_BCHW)
-    loss = training_loss(logits_BK.float(), truths_B.to(device).long(), learner.recipe.loss)
+    loss = learner.objective(logits_BK, truths_B.to(device).long(), progress=progress)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     norm = nn.utils.clip_grad_norm_(learner.network.parameters(), learner.recipe.optim.grad_clip)
@@ -138,15 +141,6 @@ def _step(learner: Learner, images_BCHW: Tensor, truths_B: Tensor, rate: float, 
     optimizer.step()
     learner.averaged.update_parameters(learner.network)
     return loss.item()
-
-
-def training_loss(logits_BK: Tensor, truths_B: Tensor, settings: LossSettings) -> Tensor:
-    """The loss a recipe asks for: logits (B, K, H, W) with masks (B, H, W), or (B, K) with labels (B,)."""
-    if truths_B.dim() == 1:
-        return cross_entropy(logits_BK, truths_B, label_smoothing=settings.label_smoothing)
-    return segmentation_loss(
-        logits_BK, truths_B, dice_weight=settings.dice_weight, label_smoothing=settings.label_smoothing
-    )
 
 
 def learning_rate(step: int, *, settings: OptimSettings, steps_per_epoch: int) -> float:

@@ -22,6 +22,8 @@ from training.augment import Augment, seeded
 from training.config import OptimSettings, Recipe
 from training.data import Channels, channel_statistics, data_digest, load_sample
 from training.layouts import Dataset
+from training.losses.cross_entropy import class_counts
+from training.losses.objective import Objective
 from training.run import Checkpoint, EpochLog
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -44,6 +46,7 @@ class Learner:
     augment: Augment
     device: torch.device
     network: Network
+    objective: Objective
     averaged: AveragedModel
     optimizer: torch.optim.Optimizer
     history: list[EpochLog] = field(default_factory=list)
@@ -106,15 +109,21 @@ def build_learner(recipe: Recipe, dataset: Dataset, *, checkpoint: Checkpoint | 
         recipe=recipe,
         spec=spec,
         data=data,
-        augment=Augment(recipe.augment, mean_color=_to_8_bit(mean)),
+        augment=Augment(recipe.augment, mean_color=_to_8_bit(mean), num_classes=len(dataset.classes)),
         device=device,
         network=network,
+        objective=_objective(recipe, dataset, data),
         averaged=averaged_network(network, decay=recipe.optim.ema_decay),
         optimizer=_optimizer(network, recipe.optim),
     )
     if checkpoint is not None:
         learner.restore(checkpoint)
     return learner
+
+
+def _objective(recipe: Recipe, dataset: Dataset, data: Sequence[tuple[Tensor, Tensor]]) -> Objective:
+    counts_NK = class_counts((truth for _, truth in data), num_classes=len(dataset.classes))
+    return Objective(recipe.loss, task=recipe.task, class_counts_NK=counts_NK)
 
 
 def _spec(recipe: Recipe, dataset: Dataset, network: Network, *, statistics: tuple[Channels, Channels]) -> ModelSpec:
@@ -132,7 +141,7 @@ def _spec(recipe: Recipe, dataset: Dataset, network: Network, *, statistics: tup
         preprocess=PreprocessSpec(**recipe.preprocess.model_dump(), mean=mean, std=std),
         serving=recipe.serving,
         provenance=Provenance(
-            data_digest=data_digest(dataset.root, TRAINED_ON),
+            data_digest=data_digest(dataset, TRAINED_ON),
             recipe=recipe.model_dump(mode="json"),
             commit=_commit(),
             seed=recipe.seed,
@@ -142,7 +151,7 @@ def _spec(recipe: Recipe, dataset: Dataset, network: Network, *, statistics: tup
 
 
 def _check_digest(spec: ModelSpec, dataset: Dataset) -> None:
-    if data_digest(dataset.root, TRAINED_ON) != spec.provenance.data_digest:
+    if data_digest(dataset, TRAINED_ON) != spec.provenance.data_digest:
         raise ValueError(
             f"expected the training images that {spec.name} began with, but those of {dataset.root} have changed: "
             "bring them back, or give the run another name"
