@@ -1,0 +1,167 @@
+"""The contract's own layouts (section 3): images with masks, a folder a class, images with a table of labels."""
+
+import csv
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from segserve.settings import explain
+from segserve.spec import ClassSpec, Color, Task
+from training.layouts.dataset import SPLITS, Dataset, Reading, Sample, named_classes
+
+CLASSES, LABELS = "classes.json", "labels.csv"
+LABEL_COLUMNS = ("split", "stem", "label")
+
+
+class _ClassEntry(BaseModel):
+    id: int
+    name: str
+    color: Color | None = None
+
+
+class _ClassTable(BaseModel):
+    """`classes.json`; keys that are not ours are notes and left alone."""
+
+    classes: list[_ClassEntry]
+    ignore_index: int | None = None
+
+
+def task_of_folder(root: Path) -> Task:
+    """`segmentation` where there are masks, `classification` where there are labels or class folders."""
+    if (root / "masks").is_dir():
+        return "segmentation"
+    if (root / LABELS).is_file() or any((root / split).is_dir() for split in SPLITS):
+        return "classification"
+    raise ValueError(
+        f"expected {root} to be a data set, but it has neither masks/, nor {LABELS}, nor train/ with a folder a class: "
+        "see the layouts in the documentation"
+    )
+
+
+def open_folder(root: Path, task: Task) -> Dataset:
+    """A data set in one of the contract's layouts; a ValueError where its classes cannot be read."""
+    reading, ignore_index = Reading(root), None
+    if task == "segmentation":
+        classes, ignore_index = _read_classes(root)
+        _read_masked(reading)
+    elif (root / LABELS).is_file():
+        classes = _read_labelled(reading)
+    else:
+        classes, _ = _read_classes(root)
+        _read_class_folders(reading, classes)
+    return Dataset(
+        root=root,
+        task=task,
+        classes=classes,
+        ignore_index=ignore_index,
+        splits=reading.splits,
+        complaints=tuple(reading.complaints),
+        tables=tuple(root / name for name in (CLASSES, LABELS) if (root / name).is_file()),
+    )
+
+
+def _read_classes(root: Path) -> tuple[tuple[ClassSpec, ...], int | None]:
+    path = root / CLASSES
+    if not path.is_file():
+        raise ValueError(f"expected {path}, which names the classes, but it is missing: write it")
+    try:
+        table = _ClassTable.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ValueError(f"{path}: {explain(error)}") from None
+    entries = sorted(table.classes, key=lambda entry: entry.id)
+    if [entry.id for entry in entries] != list(range(len(entries))):
+        raise ValueError(f"{path}: expected class ids 0, 1, 2 and so on, but got {[entry.id for entry in entries]}")
+    names = [entry.name for entry in entries]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{path}: expected class names that differ, but got {names}: rename the double ones")
+    return named_classes(names, [entry.color for entry in entries]), table.ignore_index
+
+
+def _files(folder: Path) -> list[Path]:
+    """Its files in order, hidden ones left out."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+
+
+def _by_stem(reading: Reading, folder: Path) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in _files(folder):
+        if path.stem in found:
+            reading.complain(path, f"expected names that differ, but {found[path.stem].name} is there too: remove one")
+        found.setdefault(path.stem, path)
+    return found
+
+
+def _read_masked(reading: Reading) -> None:
+    for split in SPLITS:
+        image_folder, mask_folder = reading.root / "images" / split, reading.root / "masks" / split
+        images, masks = _by_stem(reading, image_folder), _by_stem(reading, mask_folder)
+        for stem in sorted(images.keys() - masks.keys()):
+            reading.complain(images[stem], f"expected a mask masks/{split}/{stem}.png, but there is none")
+        for stem in sorted(masks.keys() - images.keys()):
+            reading.complain(masks[stem], f"expected an image images/{split}/{stem}.*, but there is none")
+        if image_folder.is_dir() or mask_folder.is_dir():
+            stems = sorted(images.keys() & masks.keys())
+            reading.splits[split] = tuple(Sample(image=images[stem], truth=masks[stem]) for stem in stems)
+
+
+def _read_class_folders(reading: Reading, classes: tuple[ClassSpec, ...]) -> None:
+    indices = {entry.name: entry.id for entry in classes}
+    for split in SPLITS:
+        folder = reading.root / split
+        if not folder.is_dir():
+            continue
+        for child in sorted(folder.iterdir()):
+            if child.name not in indices and not child.name.startswith("."):
+                reading.complain(child, f"expected a folder named after a class in {CLASSES}: rename or remove it")
+        paths = [(path, index) for name, index in indices.items() for path in _files(folder / name)]
+        reading.splits[split] = tuple(Sample(image=path, truth=index) for path, index in paths)
+
+
+def _read_labelled(reading: Reading) -> tuple[ClassSpec, ...]:
+    rows = list(label_rows(reading.root / LABELS))
+    names = _label_names(reading.root / LABELS, rows)
+    indices = {name: index for index, name in enumerate(names)}
+    for split in SPLITS:
+        images = _by_stem(reading, reading.root / "images" / split)
+        labels = {row["stem"]: indices[row["label"]] for row in rows if row["split"] == split}
+        for stem in sorted(labels.keys() - images.keys()):
+            reading.complaints.append(f"{LABELS}: expected an image images/{split}/{stem}.*, but there is none")
+        for stem in sorted(images.keys() - labels.keys()):
+            reading.complain(images[stem], f"expected a row for {split},{stem} in {LABELS}, but there is none")
+        if images or labels:
+            stems = sorted(images.keys() & labels.keys())
+            reading.splits[split] = tuple(Sample(image=images[stem], truth=labels[stem]) for stem in stems)
+    return named_classes(names)
+
+
+def label_rows(path: Path) -> Iterator[dict[str, str]]:
+    """The rows of `labels.csv`; a ValueError says what its columns, or a line, lack."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        found = reader.fieldnames or ()
+        if not set(LABEL_COLUMNS) <= set(found):
+            raise ValueError(f"{path}: expected the columns {', '.join(LABEL_COLUMNS)}, but got {', '.join(found)}")
+        for row in reader:
+            if not all(row[column] for column in LABEL_COLUMNS):
+                raise ValueError(f"{path}: expected split, stem and label in line {reader.line_num}, but one is empty")
+            yield row
+
+
+def _label_names(path: Path, rows: Sequence[dict[str, str]]) -> list[str]:
+    """The class names: in the order of `label_id` where the table has it, else sorted."""
+    pairs = {(row.get("label_id") or "0", row["label"]) for row in rows}
+    try:
+        ordered = sorted((int(label_id), name) for label_id, name in pairs)
+    except ValueError as error:
+        raise ValueError(f"{path}: expected whole numbers in label_id: {error}; correct them") from None
+    has_ids = any(row.get("label_id") for row in rows)
+    for column in (0, 1) if has_ids else ():
+        counts = Counter(pair[column] for pair in ordered)
+        double = [value for value, count in counts.items() if count > 1]
+        if double:
+            raise ValueError(f"{path}: expected one label_id for each label, but {double} have several: correct them")
+    return [name for _, name in ordered]
