@@ -43,7 +43,7 @@ def test_the_spec_tells_what_the_network_is_trained_with(root: Path) -> None:
     assert [entry.name for entry in spec.classes] == ["background", "cell", "washer", "fibre", "star"]
     assert (spec.preprocess.mean, spec.preprocess.std) == channel_statistics([image for image, _ in learner.data])
     assert (provenance.seed, provenance.recipe["seed"], provenance.scores) == (3, 3, {})
-    assert provenance.data_digest == data_digest(root, ["train"])
+    assert provenance.data_digest == data_digest(open_dataset(root, "segmentation"), ["train"])
     assert provenance.commit == "unknown" or len(provenance.commit.removesuffix("-dirty")) == 40
 
 

@@ -1,4 +1,4 @@
-"""Images, masks and labels as arrays, and the check that refuses a broken data set before it is trained on.
+"""Images, masks and labels as arrays.
 
 Images are decoded by the service's own decoder.
 
@@ -6,13 +6,12 @@ Dimensions: C channels, H, W.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
@@ -20,17 +19,13 @@ from torchvision.transforms.v2 import functional as transforms
 from segserve.codec import decode_image
 from segserve.preprocess import Size, resize_image, to_tensor, working_size
 from segserve.problem import Problem
-from segserve.spec import PreprocessSpec, Task
-from training.layouts import CLASSES, LABELS, SPLITS, Dataset, Sample, open_dataset
-from training.layouts import detect_task as detect_task
-
-IGNORE = 255
-"""Truth of pixels that count nowhere: void, or added by padding. A set's own `ignore_index` becomes this."""
+from segserve.spec import PreprocessSpec
+from training.layouts import Dataset, Sample
+from training.layouts.dataset import MaskSource
+from training.layouts.masks import IGNORE as IGNORE
+from training.layouts.masks import read_mask as read_mask
 
 Channels = tuple[float, float, float]
-
-MOST_COMPLAINTS = 20
-"""How many of them an error shows."""
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -41,26 +36,17 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         raise ValueError(f"{path}: {problem}") from None
 
 
-def read_mask(path: Path) -> NDArray[np.uint8]:
-    """Class indices, (H, W) uint8, as stored; a ValueError names the file."""
-    try:
-        with Image.open(path) as image:
-            if image.mode not in ("L", "P"):
-                raise ValueError(
-                    f"expected a mask whose pixels are class indices (mode L or P), but its mode is {image.mode}: "
-                    "convert colours to indices"
-                )
-            return np.asarray(image)
-    except Exception as error:  # Pillow's readers raise nearly anything on broken files
-        raise ValueError(f"{path}: {error}") from None
-
-
 def read_truth(sample: Sample, *, ignore_index: int | None) -> NDArray[np.uint8]:
     """The mask (H, W) with `IGNORE` for pixels that do not count, or the class index (), uint8."""
     if isinstance(sample.truth, int):
         return np.asarray(sample.truth, dtype=np.uint8)
-    mask_HW = read_mask(sample.truth)
+    mask_HW = stored_mask(sample.truth)
     return mask_HW if ignore_index is None else np.where(mask_HW == ignore_index, np.uint8(IGNORE), mask_HW)
+
+
+def stored_mask(truth: Path | MaskSource) -> NDArray[np.uint8]:
+    """A mask (H, W) uint8 as its layout gives it, with the set's own `ignore_index`; a ValueError names the file."""
+    return read_mask(truth) if isinstance(truth, Path) else truth.read()
 
 
 def load_sample(sample: Sample, *, ignore_index: int | None, preprocess: PreprocessSpec) -> tuple[Tensor, Tensor]:
@@ -98,77 +84,11 @@ def _channels(values_C: Tensor) -> Channels:
     return red, green, blue
 
 
-def data_digest(root: Path, splits: Sequence[str]) -> str:
-    """SHA-256 over the relative names (sorted) and bytes of the splits' files and of the tables beside them."""
-    folders = [root / place / split for split in splits for place in ("images", "masks", "")]
-    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
-    files += [root / name for name in (CLASSES, LABELS) if (root / name).is_file()]
+def data_digest(dataset: Dataset, splits: Sequence[str]) -> str:
+    """SHA-256 over the relative names (sorted) and bytes of the files the splits are read from, and of the tables."""
+    samples = [sample for split in splits for sample in dataset.splits.get(split, ())]
+    files = {*dataset.tables, *(path for sample in samples for path in sample.files)}
     digest = hashlib.sha256()
-    for name, path in sorted((path.relative_to(root).as_posix(), path) for path in files):
+    for name, path in sorted((path.relative_to(dataset.root).as_posix(), path) for path in files):
         digest.update(name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
-
-
-def checked_dataset(root: Path, task: Task) -> Dataset:
-    """A data set fit to train on; else a ValueError with what `check_dataset` says of it."""
-    complaints = check_dataset(root, task)
-    if complaints:
-        more = len(complaints) - MOST_COMPLAINTS
-        shown = complaints[:MOST_COMPLAINTS] + ([f"and {more} more"] if more > 0 else [])
-        raise ValueError(
-            f"expected {root} to pass `segserve lint`, but it has {len(complaints)} fault(s), correct them:\n  "
-            + "\n  ".join(shown)
-        )
-    return open_dataset(root, task)
-
-
-def check_dataset(root: Path, task: Task) -> list[str]:
-    """Say what would spoil a training on this data set, one sentence a fault; nothing where all is well."""
-    try:
-        dataset = open_dataset(root, task)
-    except ValueError as error:
-        return [str(error)]
-    return [*dataset.complaints, *_empty_splits(dataset), *_file_faults(dataset), *_shared_images(dataset)]
-
-
-def _empty_splits(dataset: Dataset) -> Iterator[str]:
-    for split in SPLITS:
-        if not dataset.splits.get(split) and (split in dataset.splits or split != "test"):
-            yield f"split {split}: expected at least one image with its truth, but there is none"
-
-
-def _file_faults(dataset: Dataset) -> Iterator[str]:
-    for samples in dataset.splits.values():
-        for sample in samples:
-            try:
-                image_HWC = read_image(sample.image)
-                if isinstance(sample.truth, Path):
-                    mask_HW = read_mask(sample.truth)
-                    name = sample.truth.relative_to(dataset.root)
-                    yield from (f"{name}: {fault}" for fault in _mask_faults(mask_HW, image_HWC, dataset))
-            except ValueError as error:
-                yield str(error).replace(f"{dataset.root}/", "", 1)
-
-
-def _mask_faults(mask_HW: NDArray[np.uint8], image_HWC: NDArray[np.uint8], dataset: Dataset) -> Iterator[str]:
-    (height, width), size = image_HWC.shape[:2], mask_HW.shape
-    if size != (height, width):
-        yield f"expected the size of its image, {width} x {height}, but got {size[1]} x {size[0]}"
-    values = set(np.bincount(mask_HW.ravel()).nonzero()[0].tolist())
-    strange = sorted(values - set(range(len(dataset.classes))) - {dataset.ignore_index})
-    if strange:
-        ignored = "" if dataset.ignore_index is None else f" and the ignore_index {dataset.ignore_index}"
-        last = len(dataset.classes) - 1
-        yield f"expected the class indices 0 to {last}{ignored}, but got {strange}: relabel those pixels"
-
-
-def _shared_images(dataset: Dataset) -> Iterator[str]:
-    """The same file in two splits makes every score too good."""
-    seen: dict[bytes, tuple[str, Path]] = {}
-    for split, samples in dataset.splits.items():
-        for sample in samples:
-            path = sample.image
-            first_split, first = seen.setdefault(hashlib.sha256(path.read_bytes()).digest(), (split, path))
-            if first_split != split:
-                name, other = path.relative_to(dataset.root), first.relative_to(dataset.root)
-                yield f"{name}: expected an image that is in no other split, but it is a copy of {other}: remove one"

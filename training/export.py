@@ -78,8 +78,8 @@ def _dataset_of(recipe: Recipe, spec: ModelSpec) -> Dataset:
     root = recipe.data.root
     if not root.is_dir():
         raise ValueError(f"expected the run's data set at {root} to fit it on, but there is none: export where it is")
-    dataset = open_dataset(root, recipe.task)
-    if data_digest(root, TRAINED_ON) != spec.provenance.data_digest:
+    dataset = open_dataset(root, recipe.task, layout=recipe.data.layout)
+    if data_digest(dataset, TRAINED_ON) != spec.provenance.data_digest:
         raise ValueError(f"expected the run's data set at {root} to fit it on, but it has changed: bring it back")
     return dataset
 
