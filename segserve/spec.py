@@ -4,14 +4,38 @@ It travels as `spec.json` beside the weights, so that nobody can serve weights w
 list or another network than they were trained with.
 """
 
-from typing import Annotated, Any, Literal, Self
+import difflib
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from segserve.settings import Settings
 
 Task = Literal["segmentation", "classification"]
-EncoderName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d", "mobilenet_v3_large"]
+Architecture = Literal["unet", "fcn", "deeplabv3", "lraspp", "classifier"]
+EncoderName = Literal[
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnext50_32x4d",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "mobilenet_v3_large",
+]
+"""The U-Net's."""
+ARCHITECTURES: dict[Task, tuple[Architecture, ...]] = {
+    "segmentation": ("unet", "fcn", "deeplabv3", "lraspp"),
+    "classification": ("classifier",),
+}
+"""Those of each task; the first is for recipes that name none."""
+ENCODERS: dict[Architecture, tuple[str, ...]] = {
+    "unet": get_args(EncoderName),
+    "fcn": ("resnet50", "resnet101"),
+    "deeplabv3": ("resnet50", "resnet101", "mobilenet_v3_large"),
+    "lraspp": ("mobilenet_v3_large",),
+}
+"""A classifier's encoder is any network that `segserve.networks.classifier_names` lists."""
 Plan = Literal["none", "hflip", "flips", "d4", "multiscale", "multiscale-hflip"]
 """Views of test-time augmentation, see `segserve.tta`."""
 Aggregate = Literal["mean", "logits", "max", "vote"]
@@ -43,9 +67,29 @@ class ClassSpec(Settings):
 class NetworkSpec(Settings):
     """Which network the weights belong to."""
 
-    encoder: EncoderName = "resnet50"
+    architecture: Architecture | None = None
+    """None: what it was before there was a choice, U-Net or, for labels, an encoder with a linear layer."""
+    encoder: str = "resnet50"
+    """Torchvision's name of the encoder, or of the whole classifier."""
     encoder_weights: str = "none"
     """Where the encoder's weights came from before training: `none`, `torchvision:NAME` or `file:sha256:DIGEST`."""
+
+    @model_validator(mode="after")
+    def _encoder_fits(self) -> Self:
+        check_encoder(self.architecture or "unet", self.encoder)
+        return self
+
+
+def check_encoder(architecture: Architecture, encoder: str) -> None:
+    """Refuse, by a ValueError, an encoder that the architecture cannot have; classifiers' names are left unchecked."""
+    known = ENCODERS.get(architecture)
+    if known is None or encoder in known:
+        return
+    near = difflib.get_close_matches(encoder, known, n=1)
+    raise ValueError(
+        f"expected an encoder of {architecture}, {', '.join(known)}, but got {encoder!r}: "
+        + (f"did you mean {near[0]}?" if near else "choose one of these")
+    )
 
 
 class Sizing(Settings):
@@ -108,6 +152,8 @@ class Provenance(Settings):
     commit: str
     seed: int
     scores: dict[str, float]
+    selected_on: str | None = None
+    """The split whose scores chose the epoch, and are therefore too good; None: the last epoch was taken."""
 
 
 class ModelSpec(Settings):
@@ -133,6 +179,11 @@ class ModelSpec(Settings):
             raise ValueError(f"expected class ids 0 to {len(ids) - 1} in order, but got {ids}")
         if self.task == "classification" and self.preprocess.resize == "never":
             raise ValueError("expected preprocess.resize 'always' or 'larger' for classification, but got 'never'")
+        if self.network.architecture not in (None, *ARCHITECTURES[self.task]):
+            raise ValueError(
+                f"expected network.architecture for {self.task} to be {' or '.join(ARCHITECTURES[self.task])}, "
+                f"but got {self.network.architecture}"
+            )
         names = [entry.name for entry in self.classes]
         if len(set(names)) < len(names):
             raise ValueError(f"expected class names that differ, but got {names}")

@@ -7,8 +7,9 @@ from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from segserve.networks import auxiliary_choices, check_classifier
 from segserve.settings import Settings, explain
-from segserve.spec import EncoderName, ServingSpec, Sizing, Task
+from segserve.spec import ARCHITECTURES, Architecture, ServingSpec, Sizing, Task, check_encoder
 from training.losses.terms import FOR_LABELS, LossSettings
 
 Layout = Literal["folder", "coco", "voc", "cityscapes", "pet"]
@@ -26,9 +27,36 @@ class DataSettings(Settings):
 class NetworkSettings(Settings):
     """Which network, and what its encoder starts from."""
 
-    encoder: EncoderName = "resnet50"
+    architecture: Architecture | None = None
+    """None: `unet`, or `classifier` for labels."""
+    encoder: str = "resnet50"
+    """Of `classifier`: any of torchvision's classification networks that takes images of any size; of the others: see
+    `segserve.spec.ENCODERS`."""
     encoder_weights: str = "none"
     """`none`, `imagenet` (downloaded by torchvision), or the path of a file with a torchvision state dict."""
+    auxiliary_heads: int | None = None
+    """Further outputs that are trained along, for deep supervision, and left behind at the export: `unet` 0 to 4, `fcn`
+    and `deeplabv3` 0 or 1; None: 0, but GoogLeNet has its own 2."""
+
+    def architecture_for(self, task: Task) -> Architecture:
+        """The one named, or the task's first."""
+        return self.architecture or ARCHITECTURES[task][0]
+
+    def auxiliary_heads_for(self, task: Task) -> int:
+        """The number named, or the architecture's usual."""
+        usual = auxiliary_choices(self.architecture_for(task), self.encoder)[0]
+        return usual if self.auxiliary_heads is None else self.auxiliary_heads
+
+
+class DistillationSettings(Settings):
+    """A teacher whose answers are learned beside the truth, see `training.distillation`."""
+
+    teacher: Path
+    """An artifact with the same task, classes and working size; a relative path starts at the current folder."""
+    weight: float = Field(default=1.0, gt=0.0)
+    """Of the distillation loss; the other losses keep theirs."""
+    temperature: float = Field(default=2.0, gt=0.0)
+    """Both networks' logits are divided by it."""
 
 
 class AugmentSettings(Settings):
@@ -84,6 +112,10 @@ class OptimSettings(Settings):
     ema_decay: float = Field(default=0.995, ge=0.0, lt=1.0)
     grad_clip: float = Field(default=1.0, gt=0.0)
     """Largest norm of the gradient; a larger one is scaled down."""
+    accumulate: int = Field(default=1, ge=1)
+    """Parts in which each process runs its share of a batch, one after the other, to need less memory."""
+    precision: Literal["auto", "float32"] = "auto"
+    """`auto`: convolutions compute in bfloat16 where the device has instructions for it."""
 
     @model_validator(mode="after")
     def _warm_up_ends(self) -> Self:
@@ -98,6 +130,8 @@ class EvalSettings(Settings):
     """When the val split is scored during training (always after the last epoch, too)."""
 
     every_epochs: int = Field(default=5, ge=1)
+    keep: Literal["last", "best-on-val"] = "last"
+    """Which moving average is the result. The best on val is marked: its val score is too good, having been chosen."""
 
 
 class Recipe(Settings):
@@ -108,6 +142,7 @@ class Recipe(Settings):
     seed: int = Field(default=0, ge=0)
     data: DataSettings
     network: NetworkSettings = NetworkSettings()
+    distillation: DistillationSettings | None = None
     preprocess: Sizing
     """Mean and standard deviation are not chosen: see `training.engine`."""
     augment: AugmentSettings
@@ -115,6 +150,25 @@ class Recipe(Settings):
     optim: OptimSettings
     eval: EvalSettings = EvalSettings()
     serving: ServingSpec = ServingSpec()
+
+    @model_validator(mode="after")
+    def _network_fits_task(self) -> Self:
+        network, known = self.network, ARCHITECTURES[self.task]
+        architecture = network.architecture_for(self.task)
+        if architecture not in known:
+            raise ValueError(
+                f"expected network.architecture for {self.task} to be {' or '.join(known)}, but got {architecture}"
+            )
+        if architecture == "classifier":
+            check_classifier(network.encoder)
+        check_encoder(architecture, network.encoder)
+        choices = auxiliary_choices(architecture, network.encoder)
+        if network.auxiliary_heads_for(self.task) not in choices:
+            raise ValueError(
+                f"expected network.auxiliary_heads of {architecture} to be {' or '.join(map(str, sorted(choices)))}, "
+                f"but got {network.auxiliary_heads}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _loss_fits_task(self) -> Self:

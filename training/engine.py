@@ -1,7 +1,7 @@
 """Train a network by a recipe: warm-up and cosine, a moving average of the weights, exact resumption.
 
 Cosine: Loshchilov and Hutter 2017, https://arxiv.org/abs/1608.03983. The result is the moving average after the last
-step; the val split is looked at, but never chooses an epoch.
+step; the val split chooses an epoch only where the recipe asks for it, and the scores then say so.
 
 Dimensions: B batch, K classes, C channels, H, W.
 """
@@ -9,7 +9,8 @@ Dimensions: B batch, K classes, C channels, H, W.
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Never
 
@@ -17,20 +18,26 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from segserve.engines.torch_engine import autocast, best_device, fastest_precision
+from segserve.engines.torch_engine import autocast, best_device
 from segserve.preprocess import normalise
-from training.augment import seed_of
+from training.augment import seeded
 from training.config import OptimSettings, Recipe
 from training.evaluate import outcomes, summarise
 from training.layouts import Dataset
 from training.learner import Learner, build_learner
 from training.lint.inspection import checked_dataset
 from training.metrics import HEADLINE
+from training.ranks import device_of_rank, joined_ranks, unshared
 from training.report import write_report
 from training.run import EpochLog, Run
+from training.stop import Stopped, StopRequest, stop_request
 
-CHECKPOINT_SECONDS = 20.0
-"""Least time between two checkpoints: they hold all weights four times. There is always one after the last epoch."""
+CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 20.0, 0.05
+"""Least time between two checkpoints, and the most of the whole time that they may take. One is always written at the
+end, and when a signal asks the run to stop."""
+
+DROPOUT_STREAM = 2
+"""Added to a step's key for what the network itself draws."""
 
 
 class NonFiniteLoss(RuntimeError):
@@ -39,6 +46,8 @@ class NonFiniteLoss(RuntimeError):
 
 def train(recipe: Recipe, *, run_dir: Path, device: torch.device | None = None) -> Path:
     """Train, or go on with an unfinished run; on the CPU an interruption does not change a bit of the result.
+
+    Under torchrun its processes share each batch, and the first of them alone writes, tells and evaluates.
 
     Args:
         recipe: what to do.
@@ -51,96 +60,166 @@ def train(recipe: Recipe, *, run_dir: Path, device: torch.device | None = None) 
     Raises:
         ValueError: the data set has faults, or the run began with another recipe or other data.
         NonFiniteLoss: the training diverged.
+        Stopped: SIGTERM or SIGINT came; the last step done is saved.
     """
     run = Run(run_dir)
     run.check_recipe(recipe)
     if run.is_finished:
         _say(f"{run_dir}: finished before, nothing to do")
         return run_dir
-    dataset = checked_dataset(recipe.data.root, recipe.task, layout=recipe.data.layout)
-    checkpoint = run.load()
-    learner = build_learner(recipe, dataset, checkpoint=checkpoint, device=device or best_device())
-    if checkpoint is None:
-        run.begin(recipe)
-    else:
-        _say(f"{run_dir}: goes on after epoch {len(learner.history)} of {recipe.optim.epochs}")
-    _train_epochs(learner, run, dataset)
-    print(write_report(run, learner.predictor(), dataset, learner.history).table())
+    chosen = device_of_rank(device or best_device())
+    with joined_ranks(chosen) as ranks:
+        dataset = checked_dataset(recipe.data.root, recipe.task, layout=recipe.data.layout)
+        checkpoint = run.load()
+        learner = build_learner(recipe, dataset, checkpoint=checkpoint, device=chosen, ranks=ranks)
+        if ranks.is_first and checkpoint is None:
+            run.begin(recipe)
+        elif ranks.is_first:
+            epoch = f"epoch {len(learner.history) + 1} of {recipe.optim.epochs}"
+            _say(f"{run_dir}: goes on after step {learner.step} of {learner.num_steps}, in {epoch}")
+        with stop_request() as request:
+            _train_epochs(learner, run, dataset, request)
+        if ranks.is_first:
+            print(write_report(run, learner.result(), dataset, learner.history).table())
+            if learner.best is not None:
+                print(f"epoch {learner.best_epoch} was chosen by these val scores, which are therefore too good")
     return run_dir
 
 
-def _train_epochs(learner: Learner, run: Run, dataset: Dataset) -> None:
-    recipe, epochs = learner.recipe, learner.recipe.optim.epochs
-    saved = time.monotonic()
-    done = len(learner.history)
-    steps = learner.steps_per_epoch
-    with tqdm(total=epochs * steps, initial=done * steps, unit="step", disable=None, dynamic_ncols=True) as bar:
-        for epoch in range(done, epochs):
-            entry = _train_epoch(learner, epoch, bar)
-            is_last = epoch + 1 == epochs
-            if is_last or (epoch + 1) % recipe.eval.every_epochs == 0:
-                entry = entry.model_copy(update={"scores": _val_scores(learner, dataset)})
-            learner.history.append(entry)
-            if is_last or time.monotonic() - saved >= CHECKPOINT_SECONDS:
-                run.save(learner.checkpoint())
-                saved = time.monotonic()
-            run.write_log(learner.history)
-            if bar.disable:
-                _say(_line(entry, epochs))
+class _Saver:
+    """Writes checkpoints when they are due; only the first process does."""
+
+    def __init__(self, learner: Learner, run: Run) -> None:
+        self.learner, self.run = learner, run
+        self.saved, self.took = time.monotonic(), 0.0
+
+    @property
+    def is_due(self) -> bool:
+        return time.monotonic() - self.saved >= max(CHECKPOINT_SECONDS, self.took / CHECKPOINT_SHARE)
+
+    def save(self) -> None:
+        if self.learner.ranks.is_first:
+            begin = time.monotonic()
+            self.run.save(self.learner.checkpoint())
+            self.saved = time.monotonic()
+            self.took = self.saved - begin
 
 
-def _train_epoch(learner: Learner, epoch: int, bar: "tqdm[Never]") -> EpochLog:
-    settings, start, losses = learner.recipe.optim, time.monotonic(), []
-    bar.set_description(f"epoch {epoch + 1}/{settings.epochs}", refresh=False)
-    for index, (images_BCHW, truths_B) in enumerate(_batches(learner, epoch)):
-        step = epoch * learner.steps_per_epoch + index
-        rate = learning_rate(step, settings=settings, steps_per_epoch=learner.steps_per_epoch)
-        progress = step / (settings.epochs * learner.steps_per_epoch)
-        where = f"epoch {epoch + 1}, step {index + 1}"
-        losses.append(_step(learner, images_BCHW, truths_B, rate, progress=progress, where=where))
-        bar.set_postfix(_postfix(losses[-1], learner), refresh=False)
+def _train_epochs(learner: Learner, run: Run, dataset: Dataset, request: StopRequest) -> None:
+    epochs, saver = learner.recipe.optim.epochs, _Saver(learner, run)
+    silent = None if learner.ranks.is_first else True
+    with tqdm(total=learner.num_steps, initial=learner.step, unit="step", disable=silent, dynamic_ncols=True) as bar:
+        while len(learner.history) < epochs:
+            _train_epoch(learner, saver, request, bar)
+            _close_epoch(learner, dataset)
+            if saver.is_due or len(learner.history) == epochs:
+                saver.save()
+            if learner.ranks.is_first:
+                run.write_log(learner.history)
+                if bar.disable:
+                    _say(_line(learner.history[-1], epochs))
+
+
+def _train_epoch(learner: Learner, saver: _Saver, request: StopRequest, bar: "tqdm[Never]") -> None:
+    """The steps of the open epoch that are not done yet."""
+    epoch, begin = len(learner.history), time.monotonic() - learner.seconds
+    bar.set_description(f"epoch {epoch + 1}/{learner.recipe.optim.epochs}", refresh=False)
+    for images_BCHW, truths_B in learner.batches.batches(epoch, first_step=len(learner.losses)):
+        learner.losses.append(_step(learner, images_BCHW, truths_B))
+        learner.seconds = time.monotonic() - begin
+        bar.set_postfix(_postfix(learner), refresh=False)
         bar.update()
-    return EpochLog(
-        epoch=epoch + 1,
-        loss=sum(losses) / len(losses),
-        learning_rate=rate,
-        seconds=round(time.monotonic() - start, 2),
+        if learner.ranks.any(request.came, learner.device):
+            saver.save()
+            raise Stopped(
+                f"{saver.run.path}: stopped after step {learner.step} of {learner.num_steps}, which is saved: "
+                "the same command goes on from there"
+            )
+        if saver.is_due:
+            saver.save()
+
+
+def _close_epoch(learner: Learner, dataset: Dataset) -> None:
+    """Score val where that is due, and note down how the epoch was."""
+    recipe, epoch = learner.recipe, len(learner.history) + 1
+    is_scored = epoch == recipe.optim.epochs or epoch % recipe.eval.every_epochs == 0
+    learner.close_epoch(
+        EpochLog(
+            epoch=epoch,
+            loss=sum(learner.losses) / len(learner.losses),
+            learning_rate=_rate(learner, learner.step - 1),
+            seconds=round(learner.seconds, 2),
+            scores=_val_scores(learner, dataset) if is_scored and learner.ranks.is_first else {},
+        )
     )
 
 
-def _batches(learner: Learner, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Augmented images (B, 3, H, W) and truths (B, H, W) or (B,), uint8; a function of seed and epoch alone."""
-    seed, size = learner.recipe.seed, learner.batch_size
-    order = torch.randperm(len(learner.data), generator=torch.Generator().manual_seed(seed_of(seed, epoch))).tolist()
-    for first in range(0, learner.steps_per_epoch * size, size):
-        indices = order[first : first + size]
-        images, truths = zip(*(learner.data[i] for i in indices), strict=True)
-        yield learner.augment(images, truths, keys=[(seed, epoch, i) for i in indices])
-
-
-def _step(
-    learner: Learner, images_BCHW: Tensor, truths_B: Tensor, rate: float, *, progress: float, where: str
-) -> float:
-    """One step of the optimiser; returns the loss before it."""
-    device, optimizer = learner.device, learner.optimizer
-    x_BCHW = normalise(images_BCHW.to(device), learner.spec.preprocess).to(memory_format=torch.channels_last)
-    learner.network.train()
-    with autocast(device, fastest_precision(device)):
-        logits_BK = learner.network(x_BCHW)
-    loss = learner.objective(logits_BK, truths_B.to(device).long(), progress=progress)
+def _step(learner: Learner, images_BCHW: Tensor, truths_B: Tensor) -> float:
+    """One step of the optimiser; returns the loss before it, of the whole batch."""
+    optimizer, rate = learner.optimizer, _rate(learner, learner.step)
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss = _backward(learner, images_BCHW, truths_B)
     norm = nn.utils.clip_grad_norm_(learner.network.parameters(), learner.recipe.optim.grad_clip)
-    if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
+    value, size = torch.stack([loss, norm]).tolist()
+    if not math.isfinite(value) or not math.isfinite(size):
         raise NonFiniteLoss(
-            f"expected a finite loss, but at {where} it is {loss.item()} with a gradient of norm {norm.item()}: "
-            f"lower optim.learning_rate (here {rate:.2g}) or lengthen optim.warmup_epochs"
+            f"expected a finite loss, but at epoch {len(learner.history) + 1}, step {len(learner.losses) + 1} it is "
+            f"{value} with a gradient of norm {size}: lower optim.learning_rate (here {rate:.2g}) or lengthen "
+            "optim.warmup_epochs"
         )
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
     learner.averaged.update_parameters(learner.network)
-    return loss.item()
+    return float(value)
+
+
+def _backward(learner: Learner, images_BCHW: Tensor, truths_B: Tensor) -> Tensor:
+    """Add up the gradient of the loss over the parts of a batch, and over the processes; returns that loss.
+
+    Each part's loss counts by its share of the valid pixels (or images), weighted by class, so that cross-entropy is
+    the mean over the whole batch. Losses of regions, such as Dice, and batch norm see one part at a time.
+    """
+    count, ranks = learner.recipe.optim.accumulate, learner.ranks
+    parts = list(zip(images_BCHW.tensor_split(count), truths_B.tensor_split(count), strict=True))
+    shares = _shares(learner, [truths for _, truths in parts])
+    total = torch.zeros((), device=learner.device)
+    for index, (images, truths) in enumerate(parts):
+        with nullcontext() if index + 1 == count else unshared(learner.replica):
+            loss = shares[index] * _loss(learner, images, truths, part=index)
+            (ranks.count * loss).backward()  # type: ignore[no-untyped-call]  # the processes' gradients are averaged
+        total += loss.detach()
+    return ranks.sum(total)
+
+
+def _shares(learner: Learner, truths: Sequence[Tensor]) -> Tensor:
+    """How much each of this process's parts counts; together with those of the other processes 1."""
+    if len(truths) * learner.ranks.count == 1:
+        return torch.ones(1, device=learner.device)
+    masses = torch.stack([learner.objective.mass(part) for part in truths])
+    return masses / learner.ranks.sum(masses.sum()).clamp(min=torch.finfo(masses.dtype).tiny)
+
+
+def _loss(learner: Learner, images_BCHW: Tensor, truths_B: Tensor, *, part: int) -> Tensor:
+    """Forward pass and loss of one part of a batch: images 0 to 255, truths class indices or shares."""
+    x_BCHW = normalise(images_BCHW, learner.spec.preprocess).to(memory_format=torch.channels_last)
+    learner.network.train()
+    with autocast(learner.device, learner.precision), seeded(*_key(learner, part)):
+        logits = learner.replica(x_BCHW)
+    targets_B = truths_B if truths_B.is_floating_point() else truths_B.long()
+    loss = learner.objective(logits, targets_B, progress=learner.step / learner.num_steps)
+    if learner.teacher is None:
+        return loss
+    return loss + learner.teacher.loss(logits, images_BCHW, targets_B)
+
+
+def _key(learner: Learner, part: int) -> tuple[int, ...]:
+    """Of the random numbers inside the network (dropout): every step, process and part has its own."""
+    return learner.recipe.seed, learner.step, learner.ranks.rank, part, DROPOUT_STREAM
+
+
+def _rate(learner: Learner, step: int) -> float:
+    return learning_rate(step, settings=learner.recipe.optim, steps_per_epoch=learner.steps_per_epoch)
 
 
 def learning_rate(step: int, *, settings: OptimSettings, steps_per_epoch: int) -> float:
@@ -162,10 +241,10 @@ def _val_scores(learner: Learner, dataset: Dataset) -> dict[str, float]:
     return summarise((outcome.confusion_KK for outcome in found), dataset, split="val").scores
 
 
-def _postfix(loss: float, learner: Learner) -> dict[str, str]:
+def _postfix(learner: Learner) -> dict[str, str]:
     headline = HEADLINE[learner.recipe.task]
     known = [entry.scores[headline] for entry in learner.history if entry.scores]
-    return {"loss": f"{loss:.3f}", **({f"val {headline}": f"{known[-1]:.4f}"} if known else {})}
+    return {"loss": f"{learner.losses[-1]:.3f}", **({f"val {headline}": f"{known[-1]:.4f}"} if known else {})}
 
 
 def _line(entry: EpochLog, epochs: int) -> str:

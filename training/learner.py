@@ -5,28 +5,33 @@ AdamW: Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101.
 Dimensions: C channels, H, W.
 """
 
+import copy
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from segserve.engines.torch_engine import TorchEngine
-from segserve.networks import Network, build_network, load_encoder_weights
+from segserve.engines.torch_engine import Precision, TorchEngine, fastest_precision
+from segserve.networks import Network, build_network, load_encoder_weights, pretrained_statistics
 from segserve.predictor import Predictor, build_predictor
 from segserve.spec import ModelSpec, NetworkSpec, PreprocessSpec, Provenance
 from training.augment import Augment, seeded
+from training.batches import Batches
 from training.config import OptimSettings, Recipe
 from training.data import Channels, channel_statistics, data_digest, load_sample
+from training.distillation import Teacher
 from training.layouts import Dataset
 from training.losses.cross_entropy import class_counts
 from training.losses.objective import Objective
+from training.metrics import HEADLINE
+from training.ranks import Ranks
 from training.run import Checkpoint, EpochLog
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+ALONE = Ranks()
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
@@ -41,24 +46,61 @@ class Learner:
     recipe: Recipe
     spec: ModelSpec
     """But for the scores, which are not known yet."""
-    data: Sequence[tuple[Tensor, Tensor]]
-    """Images (3, H, W) and truths (H, W) or (), uint8, at the working size."""
-    augment: Augment
+    batches: Batches
     device: torch.device
+    ranks: Ranks
     network: Network
+    replica: nn.Module
+    """The network, or what joins its gradients with those of other processes."""
     objective: Objective
     averaged: AveragedModel
     optimizer: torch.optim.Optimizer
+    teacher: Teacher | None = None
     history: list[EpochLog] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    """Of the open epoch, which is the one after those in `history`."""
+    seconds: float = 0.0
+    """What the open epoch took so far."""
+    best: dict[str, Tensor] | None = None
+    """The average after `best_epoch`, where the recipe asks for it."""
 
     @property
-    def batch_size(self) -> int:
-        return min(self.recipe.optim.batch_size, len(self.data))
+    def precision(self) -> Precision:
+        """In which convolutions compute."""
+        return fastest_precision(self.device) if self.recipe.optim.precision == "auto" else "float32"
 
     @property
     def steps_per_epoch(self) -> int:
-        """Images that do not fill the last batch are left to other epochs, which have another order."""
-        return len(self.data) // self.batch_size
+        return self.batches.steps_per_epoch
+
+    @property
+    def num_steps(self) -> int:
+        """Of the whole run."""
+        return self.recipe.optim.epochs * self.steps_per_epoch
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return len(self.history) * self.steps_per_epoch + len(self.losses)
+
+    @property
+    def best_epoch(self) -> int:
+        """The first one with the highest val score, counted from 1."""
+        headline = HEADLINE[self.recipe.task]
+        return max((entry for entry in self.history if entry.scores), key=lambda entry: entry.scores[headline]).epoch
+
+    def close_epoch(self, entry: EpochLog) -> None:
+        """Go on to the next epoch."""
+        self.history.append(entry)
+        self.losses, self.seconds = [], 0.0
+        if entry.scores and self.recipe.eval.keep == "best-on-val" and self.best_epoch == entry.epoch:
+            self.best = {name: tensor.clone() for name, tensor in self.averaged.module.state_dict().items()}
+
+    def result(self) -> Predictor:
+        """What the run is for, behind the path the service takes."""
+        network = copy.deepcopy(self.averaged.module)
+        network.load_state_dict(self.checkpoint().result)
+        return build_predictor(self.spec, TorchEngine(network, device=self.device))
 
     def predictor(self) -> Predictor:
         """The averaged network behind the path the service takes."""
@@ -69,10 +111,13 @@ class Learner:
         return Checkpoint(
             spec=self.spec,
             history=tuple(self.history),
+            losses=tuple(self.losses),
+            seconds=self.seconds,
             network=self.network.state_dict(),
             averaged=self.averaged.module.state_dict(),
             num_averaged=int(self.averaged.n_averaged),
             optimizer=self.optimizer.state_dict(),
+            best=self.best,
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -81,15 +126,19 @@ class Learner:
         self.averaged.module.load_state_dict(checkpoint.averaged)
         self.averaged.n_averaged.fill_(checkpoint.num_averaged)
         self.optimizer.load_state_dict(dict(checkpoint.optimizer))
-        self.history = list(checkpoint.history)
+        self.history, self.losses = list(checkpoint.history), list(checkpoint.losses)
+        self.seconds = checkpoint.seconds
+        self.best = None if checkpoint.best is None else dict(checkpoint.best)
 
 
-def build_learner(recipe: Recipe, dataset: Dataset, *, checkpoint: Checkpoint | None, device: torch.device) -> Learner:
+def build_learner(
+    recipe: Recipe, dataset: Dataset, *, checkpoint: Checkpoint | None, device: torch.device, ranks: Ranks = ALONE
+) -> Learner:
     """A learner at its first step, or where the checkpoint was taken.
 
     Raises:
         ValueError: there are too few training images, or not those the checkpoint was made with, or the encoder's
-            weights cannot be had.
+            weights cannot be had, or a batch cannot be divided as it must be.
     """
     sizes = PreprocessSpec(**recipe.preprocess.model_dump(), mean=(0, 0, 0), std=(1, 1, 1))
     data = [
@@ -100,25 +149,61 @@ def build_learner(recipe: Recipe, dataset: Dataset, *, checkpoint: Checkpoint | 
     mean, std = channel_statistics([image_CHW for image_CHW, _ in data])
     with seeded(recipe.seed):
         network = build_network(
-            NetworkSpec(encoder=recipe.network.encoder), task=recipe.task, num_classes=len(dataset.classes)
+            _network_spec(recipe) if checkpoint is None else checkpoint.spec.network,
+            task=recipe.task,
+            num_classes=len(dataset.classes),
+            auxiliary_heads=recipe.network.auxiliary_heads_for(recipe.task),
         )
     spec = _spec(recipe, dataset, network, statistics=(mean, std)) if checkpoint is None else checkpoint.spec
     _check_digest(spec, dataset)
     network.to(device).to(memory_format=torch.channels_last)
+    averaged = averaged_network(network, decay=recipe.optim.ema_decay)
     learner = Learner(
         recipe=recipe,
         spec=spec,
-        data=data,
-        augment=Augment(recipe.augment, mean_color=_to_8_bit(mean), num_classes=len(dataset.classes)),
+        batches=_batches(
+            recipe,
+            data,
+            Augment(recipe.augment, mean_color=_to_8_bit(mean), num_classes=len(dataset.classes)),
+            device=device,
+            ranks=ranks,
+        ),
         device=device,
+        ranks=ranks,
         network=network,
+        replica=ranks.replica(network, device),
         objective=_objective(recipe, dataset, data),
-        averaged=averaged_network(network, decay=recipe.optim.ema_decay),
+        averaged=averaged,
         optimizer=_optimizer(network, recipe.optim),
+        teacher=None
+        if recipe.distillation is None
+        else Teacher.load(recipe.distillation, student=spec, device=device),
     )
     if checkpoint is not None:
         learner.restore(checkpoint)
     return learner
+
+
+def _batches(
+    recipe: Recipe, data: Sequence[tuple[Tensor, Tensor]], augment: Augment, *, device: torch.device, ranks: Ranks
+) -> Batches:
+    optim = recipe.optim
+    batches = Batches(
+        data,
+        augment,
+        seed=recipe.seed,
+        batch_size=optim.batch_size,
+        rank=ranks.rank,
+        num_ranks=ranks.count,
+        device=device,
+    )
+    if batches.batch_size < 2 * ranks.count * optim.accumulate:
+        raise ValueError(
+            f"expected a batch of at least {2 * ranks.count * optim.accumulate} samples, 2 for each of {ranks.count} "
+            f"process(es) x optim.accumulate = {optim.accumulate}, but it has {batches.batch_size}: "
+            "raise optim.batch_size or lower optim.accumulate"
+        )
+    return batches
 
 
 def _objective(recipe: Recipe, dataset: Dataset, data: Sequence[tuple[Tensor, Tensor]]) -> Objective:
@@ -126,16 +211,20 @@ def _objective(recipe: Recipe, dataset: Dataset, data: Sequence[tuple[Tensor, Te
     return Objective(recipe.loss, task=recipe.task, class_counts_NK=counts_NK)
 
 
+def _network_spec(recipe: Recipe) -> NetworkSpec:
+    return NetworkSpec(architecture=recipe.network.architecture_for(recipe.task), encoder=recipe.network.encoder)
+
+
 def _spec(recipe: Recipe, dataset: Dataset, network: Network, *, statistics: tuple[Channels, Channels]) -> ModelSpec:
     """The new model's spec; its encoder is filled with pretrained weights on the way, which bring their own mean."""
     source = recipe.network.encoder_weights
     named = source if source in ("none", "imagenet") else Path(source)
-    origin = load_encoder_weights(network.encoder, recipe.network.encoder, source=named)  # type: ignore[arg-type]
-    mean, std = statistics if origin == "none" else (IMAGENET_MEAN, IMAGENET_STD)
+    origin = load_encoder_weights(network, recipe.network.encoder, source=named)  # type: ignore[arg-type]
+    mean, std = statistics if origin == "none" else pretrained_statistics(recipe.network.encoder)
     return ModelSpec(
         name=recipe.name,
         task=recipe.task,
-        network=NetworkSpec(encoder=recipe.network.encoder, encoder_weights=origin),
+        network=_network_spec(recipe).model_copy(update={"encoder_weights": origin}),
         classes=dataset.classes,
         ignore_index=dataset.ignore_index,
         preprocess=PreprocessSpec(**recipe.preprocess.model_dump(), mean=mean, std=std),
@@ -146,6 +235,7 @@ def _spec(recipe: Recipe, dataset: Dataset, network: Network, *, statistics: tup
             commit=_commit(),
             seed=recipe.seed,
             scores={},
+            selected_on="val" if recipe.eval.keep == "best-on-val" else None,
         ),
     )
 

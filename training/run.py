@@ -44,11 +44,22 @@ class Checkpoint:
     spec: ModelSpec
     history: tuple[EpochLog, ...]
     """One entry for each epoch done."""
+    losses: tuple[float, ...]
+    """Those of the steps done of the epoch after them."""
+    seconds: float
+    """What these steps took."""
     network: Mapping[str, Tensor]
     averaged: Mapping[str, Tensor]
-    """The moving average of the weights and buffers: the result."""
+    """The moving average of the weights and buffers."""
     num_averaged: int
     optimizer: Mapping[str, Any]
+    best: Mapping[str, Tensor] | None
+    """The average that scored best on val, where the recipe asks for it."""
+
+    @property
+    def result(self) -> Mapping[str, Tensor]:
+        """What the run is for: the average after the last step, or the best one where the recipe asks for it."""
+        return self.averaged if self.best is None else self.best
 
 
 @dataclass(frozen=True)
@@ -87,7 +98,7 @@ class Run:
         """Write a file so that it is there whole or not at all."""
         temporary = self.path / f".{name}.tmp"
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(temporary, self.path / name)
+        self._rename(temporary, name)
 
     def write_log(self, history: Sequence[EpochLog]) -> None:
         """One JSON line an epoch."""
@@ -102,7 +113,13 @@ class Run:
         }
         temporary = self.path / f".{CHECKPOINT}.tmp"
         torch.save(table, temporary)
-        os.replace(temporary, self.path / CHECKPOINT)
+        self._rename(temporary, CHECKPOINT)
+
+    def _rename(self, temporary: Path, name: str) -> None:
+        """Only once the content is on the disk itself, so that a power cut leaves the old file or the new one."""
+        _flush(temporary)
+        os.replace(temporary, self.path / name)
+        _flush(self.path)
 
     def load(self) -> Checkpoint | None:
         """The last checkpoint, on the CPU; None where there is none yet. No pickled code is run."""
@@ -125,6 +142,14 @@ class Run:
             ) from None
         except ValidationError as error:
             raise ValueError(f"{path}: {explain(error)}") from None
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _flat(table: Mapping[str, Any]) -> dict[str, Any]:

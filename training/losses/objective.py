@@ -13,7 +13,7 @@ from torch import Tensor
 
 from segserve.spec import Task
 from training.losses.border import border_weights, boundary_loss, relaxed_cross_entropy, signed_distances
-from training.losses.cross_entropy import class_weights, cross_entropy, focal
+from training.losses.cross_entropy import class_weights, cross_entropy, element_weights, focal
 from training.losses.lovasz import lovasz_softmax
 from training.losses.overlap import soft_dice, soft_jaccard, soft_tversky
 from training.losses.terms import (
@@ -74,6 +74,11 @@ class Objective:
         for head in auxiliary:
             total = total + self.settings.auxiliary_weight * _sum(terms, head)
         return total
+
+    def mass(self, truths: Tensor) -> Tensor:
+        """How much these truths count in a mean over parts of a batch: the divisor of cross-entropy, a scalar."""
+        like = truths[:, 0] if truths.is_floating_point() else truths.float()
+        return element_weights(truths, self.class_weights_K, like=like).sum()
 
     def _loss_for(self, term: Term, truths: Tensor, *, num_classes: int) -> Loss:
         """What depends on the truths alone is computed here, once for all heads."""
