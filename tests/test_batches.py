@@ -1,25 +1,40 @@
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
+from segserve.spec import PreprocessSpec
+from training import batches as module
 from training.augment import Augment
-from training.batches import Batches
+from training.batches import Batches, DecodedSamples, held
 from training.config import AugmentSettings
+from training.layouts import open_dataset
+from training.synthetic import write_segmentation_set
 
 AUGMENT = AugmentSettings(crop=(32, 40), scale=(0.7, 1.4), hflip=True, rotation=10.0, brightness=0.3, blur=0.5)
+MIXED = AUGMENT.model_copy(update={"mixup": 0.4, "cutmix": 1.0})
+
+Data = Sequence[tuple[Tensor, Tensor]]
 
 
 def _data(count: int = 11) -> list[tuple[Tensor, Tensor]]:
-    """Images of different sizes; the first mask value is the sample's number."""
+    """Images of different sizes; all values of a mask are the sample's number."""
     generator = torch.Generator().manual_seed(0)
     sizes = [(30 + 3 * i, 50 - 2 * i) for i in range(count)]
     images = [torch.randint(0, 256, (3, *size), generator=generator, dtype=torch.uint8) for size in sizes]
     return [(image, torch.full(image.shape[1:], i, dtype=torch.uint8)) for i, image in enumerate(images)]
 
 
-def _batches(data: list[tuple[Tensor, Tensor]], *, batch_size: int = 4, rank: int = 0, num_ranks: int = 1) -> Batches:
-    augment = Augment(AUGMENT, mean_color=(9, 8, 7))
-    return Batches(data, augment, seed=3, batch_size=batch_size, rank=rank, num_ranks=num_ranks)
+def _labelled(count: int = 11) -> list[tuple[Tensor, Tensor]]:
+    return [(image_CHW, mask_HW[0, 0]) for image_CHW, mask_HW in _data(count)]
+
+
+def _batches(data: Data, *, settings: AugmentSettings = AUGMENT, batch_size: int = 4, **parts: int) -> Batches:
+    augment = Augment(settings, mean_color=(9, 8, 7), num_classes=11)
+    return Batches(data, augment, seed=3, batch_size=batch_size, **parts)
 
 
 def _samples(batches: Batches, epoch: int) -> dict[int, Tensor]:
@@ -29,6 +44,22 @@ def _samples(batches: Batches, epoch: int) -> dict[int, Tensor]:
         for images_BCHW, masks_BHW in batches.batches(epoch)
         for image_CHW, mask_HW in zip(images_BCHW, masks_BHW, strict=True)
     }
+
+
+def _assert_same(found: Any, expected: Any) -> None:
+    for batch, same in zip(found, expected, strict=True):
+        assert torch.equal(batch[0], same[0]) and torch.equal(batch[1], same[1])
+
+
+@pytest.fixture
+def decoded(tmp_path: Path) -> DecodedSamples:
+    root = tmp_path / "set"
+    write_segmentation_set(root, seed=0, num_train=5, num_val=1, side=32)
+    preprocess = PreprocessSpec(working_side=48, mean=(0, 0, 0), std=(1, 1, 1))
+    return DecodedSamples(open_dataset(root, "segmentation").split("train"), ignore_index=None, preprocess=preprocess)
+
+
+# --- what a batch is ---
 
 
 def test_a_batch_is_never_larger_than_the_set() -> None:
@@ -42,29 +73,9 @@ def test_shapes() -> None:
         assert images_BCHW.dtype == masks_BHW.dtype == torch.uint8
 
 
-def test_a_sample_is_the_same_whatever_the_batch() -> None:
-    whole = _samples(_batches(_data(), batch_size=11), epoch=2)
-    assert set(whole) == set(range(11))
-    for batch_size in (1, 2, 3, 4):
-        for index, image_CHW in _samples(_batches(_data(), batch_size=batch_size), epoch=2).items():
-            assert torch.equal(image_CHW, whole[index])
-
-
-@pytest.mark.parametrize("num_ranks", [2, 4])
-def test_the_ranks_parts_make_the_batch(num_ranks: int) -> None:
-    whole = list(_batches(_data()).batches(1))
-    parts = [list(_batches(_data(), rank=rank, num_ranks=num_ranks).batches(1)) for rank in range(num_ranks)]
-    for step, (images_BCHW, masks_BHW) in enumerate(whole):
-        assert torch.equal(torch.cat([part[step][0] for part in parts]), images_BCHW)
-        assert torch.equal(torch.cat([part[step][1] for part in parts]), masks_BHW)
-
-
-def test_an_epoch_can_be_entered_at_any_step() -> None:
-    whole = list(_batches(_data(), batch_size=2).batches(0))
-    entered = list(_batches(_data(), batch_size=2).batches(0, first_step=3))
-    assert len(entered) == 2
-    for found, expected in zip(entered, whole[3:], strict=True):
-        assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+def test_an_epoch_holds_each_sample_once_and_leaves_out_the_rest() -> None:
+    assert set(_samples(_batches(_data(), batch_size=11), epoch=0)) == set(range(11))
+    assert len(_samples(_batches(_data(), batch_size=4), epoch=0)) == 8
 
 
 def test_epochs_differ_in_order_and_in_augmentation() -> None:
@@ -73,6 +84,120 @@ def test_epochs_differ_in_order_and_in_augmentation() -> None:
     assert not any(torch.equal(first[index], second[index]) for index in first)
 
 
+def test_a_sample_is_the_same_whatever_the_batch() -> None:
+    whole = _samples(_batches(_data(), batch_size=11), epoch=2)
+    for batch_size in (1, 2, 3, 4):
+        for index, image_CHW in _samples(_batches(_data(), batch_size=batch_size), epoch=2).items():
+            assert torch.equal(image_CHW, whole[index])
+
+
+def test_an_epoch_can_be_entered_at_any_step() -> None:
+    whole = list(_batches(_data(), batch_size=2).batches(0))
+    _assert_same(_batches(_data(), batch_size=2).batches(0, first_step=3), whole[3:])
+
+
+def test_epochs_may_come_in_any_order() -> None:
+    """The stream that goes on from one epoch to the next gives what a new one gives."""
+    batches = _batches(_data())
+    for epoch in (0, 1, 2, 0, 3):
+        _assert_same(batches.batches(epoch), list(_batches(_data()).batches(epoch)))
+    left_early = batches.batches(5)
+    first = next(left_early)
+    _assert_same(batches.batches(5), list(_batches(_data()).batches(5)))
+    _assert_same([first, next(left_early)], list(_batches(_data()).batches(5)))
+
+
+def test_torchs_own_generator_is_left_alone() -> None:
+    before = torch.get_rng_state()
+    list(_batches(_labelled(), settings=MIXED.model_copy(update={"policy": "randaugment"})).batches(0))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- ranks ---
+
+
+@pytest.mark.parametrize("num_ranks", [2, 4])
+@pytest.mark.parametrize(("settings", "labelled"), [(AUGMENT, False), (AUGMENT, True), (MIXED, True)])
+def test_the_ranks_parts_make_the_batch(settings: AugmentSettings, labelled: bool, num_ranks: int) -> None:
+    data = _labelled() if labelled else _data()
+    whole = list(_batches(data, settings=settings).batches(1))
+    parts = [
+        list(_batches(data, settings=settings, rank=rank, num_ranks=num_ranks).batches(1)) for rank in range(num_ranks)
+    ]
+    joined = [[torch.cat(pieces) for pieces in zip(*ranks, strict=True)] for ranks in zip(*parts, strict=True)]
+    _assert_same(joined, whole)
+
+
 def test_a_batch_that_cannot_be_shared_is_refused() -> None:
     with pytest.raises(ValueError, match=r"a batch that 3 processes can share equally, but it has 4 samples: change"):
         _batches(_data(), num_ranks=3)
+
+
+def test_mixed_batches_are_torchvisions_of_the_whole_batch() -> None:
+    batches, plain = _batches(_labelled(), settings=MIXED), _batches(_labelled())
+    for step, ((images_BCHW, shares_BK), unmixed) in enumerate(zip(batches.batches(0), plain.batches(0), strict=True)):
+        expected_BCHW, expected_BK = batches.augment.mix(*unmixed, key=(3, step, module.MIX_STREAM))
+        assert torch.equal(images_BCHW, expected_BCHW) and torch.equal(shares_BK, expected_BK)
+        assert shares_BK.shape == (4, 11) and shares_BK.sum(dim=1).tolist() == pytest.approx([1] * 4)
+
+
+# --- where the samples are ---
+
+
+def test_workers_give_what_memory_gives(decoded: DecodedSamples) -> None:
+    batches, in_memory = _batches(decoded, batch_size=2), _batches(held(decoded), batch_size=2)
+    assert batches.num_workers >= 1 and in_memory.num_workers == 0
+    for epoch in (0, 1):
+        _assert_same(batches.batches(epoch), list(in_memory.batches(epoch)))
+
+
+def test_a_gpus_way_gives_the_same_to_a_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole batches, made ahead in a thread; here on the CPU."""
+    batches, plain = _batches(_data()), _batches(_data())
+    monkeypatch.setattr(batches, "is_resident", True)
+    for epoch in (0, 1):
+        for (images_BCHW, masks_BHW), (same_BCHW, same_BHW) in zip(
+            batches.batches(epoch), plain.batches(epoch), strict=True
+        ):
+            difference = (images_BCHW.int() - same_BCHW.int()).abs()
+            assert difference.max() <= 1 and difference.float().mean() < 1e-3
+            assert (masks_BHW == same_BHW).float().mean() > 0.999
+
+
+def test_a_fault_in_the_thread_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = _batches(_data())
+    monkeypatch.setattr(batches, "is_resident", True)
+    monkeypatch.setattr(batches.augment, "mean_color", (1, 2, 3, 4))
+    with pytest.raises(RuntimeError, match="size"):
+        next(batches.batches(0))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("policy", ["none", "trivialaugment"])
+def test_a_gpu_gets_the_same_to_a_rounding(policy: str) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("there is no GPU")
+    settings = AUGMENT.model_copy(update={"policy": policy})
+    on_gpu = _batches(_labelled(), settings=settings, device=torch.device("cuda"))  # type: ignore[arg-type]
+    assert on_gpu.is_resident == (policy == "none")
+    for found, expected in zip(on_gpu.batches(0), _batches(_labelled(), settings=settings).batches(0), strict=True):
+        assert found[0].device.type == "cuda"
+        assert ((found[0].cpu().int() - expected[0].int()).abs() > 1).float().mean() < 1e-3
+
+
+def test_samples_are_held_where_they_fit(decoded: DecodedSamples, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(held(decoded), list) and len(held(decoded)) == 5
+    size = 5 * 4 * 48 * 48
+    monkeypatch.setattr(module, "_memory", lambda device: 4 * size)
+    assert isinstance(held(decoded), list)
+    assert held(decoded, num_ranks=2) is decoded
+    monkeypatch.setattr(module, "_memory", lambda device: 4 * size - 4)
+    assert held(decoded) is decoded
+
+
+def test_the_log_can_tell(decoded: DecodedSamples) -> None:
+    assert _batches(held(decoded)).place == "5 training images, held in memory (0 MiB), augmented by cpu itself"
+    workers = _batches(decoded).num_workers
+    assert _batches(decoded).place == (
+        f"5 training images, decoded anew in every epoch, augmented by {workers} worker process(es)"
+    )

@@ -1,17 +1,77 @@
 """Batches of augmented samples for training, each a function of (seed, epoch, step) whatever is done in parallel.
 
-Dimensions: B batch (of all ranks), b batch of one rank, C channels, H, W.
+Small sets are held in memory as uint8. On the CPU they are augmented where they are wanted, sample by sample; on a GPU
+they lie in its memory and are augmented there, a batch at once. Large sets, and torchvision's policies on a GPU's
+behalf, go through worker processes. The result is the same: to the bit on the CPU, to a rounding on a GPU.
+
+Dimensions: B batch (of all ranks), b batch of one rank, C channels, K classes, H, W.
 """
 
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
-from training.augment import Augment, seed_of
+from segserve.spec import PreprocessSpec
+from training.augment import Augment, Key, seed_of
+from training.data import load_sample
+from training.layouts import Sample
 
-Pairs = Sequence[tuple[Tensor, Tensor]]
-"""Images (3, H, W) and truths (H, W) or (), uint8, of any sizes."""
+Pair = tuple[Tensor, Tensor]
+"""Image (3, H, W) and truth (H, W) or (), uint8; samples may have different sizes."""
+
+SHARE_OF_MEMORY = 0.25
+"""Of the machine's, or the device's: what a training set may take up there, in all processes together."""
+
+MOST_WORKERS = 8
+
+MIX_STREAM = 2
+"""Added to the key of a step that is mixed."""
+
+
+class DecodedSamples(Sequence[Pair]):
+    """Samples at the working size that are read and decoded whenever they are asked for."""
+
+    def __init__(self, samples: Sequence[Sample], *, ignore_index: int | None, preprocess: PreprocessSpec) -> None:
+        self.samples, self.ignore_index, self.preprocess = samples, ignore_index, preprocess
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: Any) -> Any:
+        return load_sample(self.samples[index], ignore_index=self.ignore_index, preprocess=self.preprocess)
+
+
+def held(data: Sequence[Pair], *, num_ranks: int = 1) -> Sequence[Pair]:
+    """The samples as a list in memory where they fit (`SHARE_OF_MEMORY`), or else as they were given.
+
+    Args:
+        data: samples that are decoded whenever they are asked for.
+        num_ranks: processes that do the same on this machine.
+    """
+    room, pairs = SHARE_OF_MEMORY * _memory(torch.device("cpu")) / num_ranks, []
+    for pair in data:
+        room -= _size([pair])
+        if room < 0:
+            return data
+        pairs.append(pair)
+    return pairs
+
+
+def _memory(device: torch.device) -> int:
+    """Bytes there are, used or not."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _size(pairs: Sequence[Pair]) -> int:
+    return sum(image_CHW.nbytes + truth.nbytes for image_CHW, truth in pairs)
 
 
 class Batches:
@@ -19,7 +79,7 @@ class Batches:
 
     def __init__(
         self,
-        data: Pairs,
+        data: Sequence[Pair],
         augment: Augment,
         *,
         seed: int,
@@ -30,7 +90,8 @@ class Batches:
     ) -> None:
         """
         Args:
-            data: the samples; a batch is never larger than the set.
+            data: the samples; a list is in memory, and goes into the device's if it fits there. A batch is never larger
+                than the set.
             augment: what is done to each of them.
             seed: decides, with epoch and sample, all that is random.
             batch_size: of a step, over all ranks.
@@ -49,23 +110,110 @@ class Batches:
                 f"expected a batch that {num_ranks} processes can share equally, but it has {self.batch_size} samples: "
                 "change optim.batch_size or the number of processes"
             )
-        share = self.batch_size // num_ranks
-        self.part = slice(rank * share, (rank + 1) * share)
+        self.part_size = self.batch_size // num_ranks
+        self.part_start = rank * self.part_size
+        self.is_held, is_on_cpu = isinstance(data, list), self.device.type == "cpu"
+        self.is_resident = (
+            self.is_held
+            and not is_on_cpu
+            and not augment.picture_transforms
+            and _size(data) <= SHARE_OF_MEMORY * _memory(self.device)
+        )
+        if self.is_resident:
+            self.data = [(image_CHW.to(self.device), truth.to(self.device)) for image_CHW, truth in data]
+        needs_workers = not self.is_held if is_on_cpu else not self.is_resident
+        self.num_workers = max(1, min(MOST_WORKERS, _num_cores() // num_ranks)) if needs_workers else 0
+        self._stream: Iterator[Pair] = iter(())
+        self._next_step = -1
 
     @property
     def steps_per_epoch(self) -> int:
         """Samples that do not fill the last batch are left to other epochs, which have another order."""
         return len(self.data) // self.batch_size
 
+    @property
+    def place(self) -> str:
+        """Where the samples are and who augments them, as a sentence for the log."""
+        where = (
+            f"held in memory ({_size(self.data) / 2**20:.0f} MiB)" if self.is_held else "decoded anew in every epoch"
+        )
+        worker = f"{self.num_workers} worker process(es)" if self.num_workers else f"{self.device} itself"
+        return f"{len(self.data)} training images, {where}, augmented by {worker}"
+
     def batches(self, epoch: int, *, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's part of each batch of an epoch, from a step on.
 
         Yields:
-            Images (b, 3, h, w) uint8 and truths (b, h, w) or (b,) uint8, on the device.
+            Images (b, 3, h, w) uint8 and truths (b, h, w) or (b,) uint8, on the device; where the recipe mixes labelled
+            images, images float32, 0 to 255, and shares of the classes (b, K) float32.
         """
-        order = torch.randperm(len(self.data), generator=torch.Generator().manual_seed(seed_of(self.seed, epoch)))
-        for step in range(first_step, self.steps_per_epoch):
-            indices = order[step * self.batch_size : (step + 1) * self.batch_size][self.part].tolist()
-            pairs = [self.augment(*self.data[i], key=(self.seed, epoch, i)) for i in indices]
-            images, truths = zip(*pairs, strict=True)
-            yield torch.stack(images).to(self.device), torch.stack(truths).to(self.device)
+        for step in range(epoch * self.steps_per_epoch + first_step, (epoch + 1) * self.steps_per_epoch):
+            images_BCHW, truths_B = self._take(step)
+            if self.augment.mixes:
+                # Each is mixed with the one before it, wherever that is: the first here is the last of the rank before.
+                images_BCHW, truths_B = self.augment.mix(images_BCHW, truths_B, key=(self.seed, step, MIX_STREAM))
+                images_BCHW, truths_B = images_BCHW[1:], truths_B[1:]
+            yield images_BCHW, truths_B
+
+    def _take(self, step: int) -> Pair:
+        """A batch of the stream, which is begun anew only where another step is wanted than the next one."""
+        if step != self._next_step:
+            self._stream = _ahead(self._resident(step)) if self.is_resident else self._loaded(step)
+        batch = next(self._stream)
+        self._next_step = step + 1
+        return batch
+
+    def _resident(self, first_step: int) -> Iterator[Pair]:
+        for keys in self._keys(first_step):
+            images, truths = zip(*(self.data[index] for _, _, index in keys), strict=True)
+            yield self.augment(images, truths, keys=keys)
+
+    def _loaded(self, first_step: int) -> Iterator[Pair]:
+        loader: DataLoader[Pair] = DataLoader(
+            _AugmentedSamples(self.data, self.augment),  # type: ignore[arg-type]
+            batch_sampler=self._keys(first_step),
+            num_workers=self.num_workers,
+            pin_memory=self.device.type == "cuda",
+            # Without one of its own it would draw from torch's.
+            generator=torch.Generator(),
+        )
+        for images_BCHW, truths_B in loader:
+            yield images_BCHW.to(self.device, non_blocking=True), truths_B.to(self.device, non_blocking=True)
+
+    def _keys(self, first_step: int) -> Iterator[list[Key]]:
+        """Of this rank's part of each batch, without end; before them, if they are to be mixed, the sample before."""
+        first_epoch, skipped = divmod(first_step, self.steps_per_epoch)
+        for epoch in count(first_epoch):
+            generator = torch.Generator().manual_seed(seed_of(self.seed, epoch))
+            order = torch.randperm(len(self.data), generator=generator).tolist()
+            for step in range(skipped if epoch == first_epoch else 0, self.steps_per_epoch):
+                batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+                part = batch[self.part_start : self.part_start + self.part_size]
+                wanted = [batch[self.part_start - 1], *part] if self.augment.mixes else part
+                yield [(self.seed, epoch, index) for index in wanted]
+
+
+class _AugmentedSamples:
+    """Samples by their keys, one at a time: on the CPU that is fastest, as a sample's pixels stay in its cache."""
+
+    def __init__(self, data: Sequence[Pair], augment: Augment) -> None:
+        self.data, self.augment = data, augment
+
+    def __getitem__(self, key: Key) -> Pair:
+        image_CHW, truth = self.data[key[2]]
+        images_BCHW, truths_B = self.augment([image_CHW], [truth], keys=[key])
+        return images_BCHW[0], truths_B[0]
+
+
+def _ahead(batches: Iterator[Pair]) -> Iterator[Pair]:
+    """The same without end, each made in a thread while the one before is used."""
+    with ThreadPoolExecutor(1) as pool:
+        upcoming = pool.submit(next, batches)
+        while True:
+            batch = upcoming.result()
+            upcoming = pool.submit(next, batches)
+            yield batch
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0))

@@ -59,6 +59,10 @@ class DistillationSettings(Settings):
     """Both networks' logits are divided by it."""
 
 
+FOR_LABELS_ONLY = ("policy", "erasing", "mixup", "cutmix")
+"""Keys of [augment] that a segmentation cannot have."""
+
+
 class AugmentSettings(Settings):
     """Random changes to each training image; the defaults change nothing but the size."""
 
@@ -167,6 +171,16 @@ class Recipe(Settings):
             raise ValueError(
                 f"expected network.auxiliary_heads of {architecture} to be {' or '.join(map(str, sorted(choices)))}, "
                 f"but got {network.auxiliary_heads}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _augment_fits_task(self) -> Self:
+        given = [name for name in FOR_LABELS_ONLY if getattr(self.augment, name) not in ("none", 0.0)]
+        if self.task == "segmentation" and given:
+            raise ValueError(
+                f"expected augment of segmentation without {', '.join(FOR_LABELS_ONLY)} (they change images but not "
+                f"their masks), but got {', '.join(given)}: remove them"
             )
         return self
 
