@@ -159,6 +159,17 @@ def test_auxiliary_heads_count_their_share_and_distances_are_computed_once(monke
     assert computed == [4]
 
 
+@pytest.mark.parametrize("kind", ["cross-entropy", "focal", "relaxation"])
+def test_parts_of_a_batch_weighed_by_their_mass_are_the_batch(kind: str) -> None:
+    logits_BKHW, masks_BHW = example()
+    masks_BHW[0, :3] = IGNORE
+    loss = _of_kind(kind, class_weights="median-frequency")
+    parts = list(zip(logits_BKHW.split(1), masks_BHW.split(1), strict=True))
+    masses = [loss.mass(truths).item() for _, truths in parts]
+    total = sum(mass * loss(*part, progress=0).item() for mass, part in zip(masses, parts, strict=True)) / sum(masses)
+    assert total == pytest.approx(loss(logits_BKHW, masks_BHW, progress=0).item(), rel=1e-5)
+
+
 def test_labels_and_shares_of_labels() -> None:
     logits_BK, labels_B = torch.randn(4, 3), torch.tensor([0, 2, 1, IGNORE])
     counts_NK = torch.tensor([[0, 0, 1], [1, 0, 0], [0, 1, 0], [1, 0, 0]])

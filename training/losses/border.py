@@ -4,10 +4,14 @@
 - Boundary label relaxation: Zhu et al. 2019, https://arxiv.org/abs/1812.01593
 - Boundary loss: Kervadec et al. 2019, https://arxiv.org/abs/1812.07032
 
-Distances are Euclidean, exact, in pixels between pixel centres. They are functions of the masks alone.
+Distances are Euclidean, exact, in pixels between pixel centres. They are functions of the masks alone, computed on the
+CPU in threads (scipy's transform lets others run meanwhile): about 10 ms of one core a map of 352 x 480 pixels.
 
 Dimensions: B batch, K classes, H, W.
 """
+
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -19,6 +23,8 @@ from torch.nn import functional
 from training.data import IGNORE
 from training.losses.cross_entropy import element_weights, full_precision, weighted_mean
 from training.losses.overlap import one_hot
+
+MOST_THREADS = 16
 
 
 def border_weights(masks_BHW: Tensor, *, w0: float = 10.0, sigma: float = 5.0) -> Tensor:
@@ -118,7 +124,8 @@ def signed_distances(masks_BHW: Tensor, *, num_classes: int) -> Tensor:
 
 def _distances(marked_BHW: Tensor) -> Tensor:
     """(B, H, W) float32: distance to the nearest marked pixel; infinite in an image without one."""
-    maps = [_distance(marked_HW) for marked_HW in marked_BHW.cpu().numpy()]
+    with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as pool:
+        maps = list(pool.map(_distance, marked_BHW.cpu().numpy()))
     return torch.from_numpy(np.stack(maps)).to(marked_BHW.device)
 
 

@@ -43,16 +43,13 @@ def _pixels_last(values_BKHW: Tensor, per: Per) -> Tensor:
 
 
 def _jaccard_steps(truth_GKN: Tensor) -> Tensor:
-    """By how much 1 - IoU grows when the n-th pixel is wrong after the first n - 1 are: (G, K, N) float64.
+    """By how much 1 - IoU grows when the n-th pixel is wrong after the first n - 1 are: (G, K, N) float32.
 
     A wrong pixel of the class takes 1 from the intersection I: 1 / U. One outside adds 1 to the union U:
     I / (U - 1) - I / U = I / (U (U - 1)). Written so, nothing cancels.
     """
-    missed_GKN = truth_GKN.cumsum(dim=2)
-    found_GKN = (~truth_GKN).cumsum(dim=2)
-    count_GK1 = missed_GKN[..., -1:]
-    intersection_GKN = (count_GK1 - missed_GKN).double()
-    union_GKN = (count_GK1 + found_GKN).double()
-    return torch.where(
-        truth_GKN, 1 / union_GKN.clamp(min=1), intersection_GKN / (union_GKN * (union_GKN - 1)).clamp(min=1)
-    )
+    missed_GKN = truth_GKN.cumsum(dim=2, dtype=torch.int32)
+    intersection_GKN = missed_GKN[..., -1:] - missed_GKN
+    union_GKN = intersection_GKN + torch.arange(1, truth_GKN.shape[2] + 1, dtype=torch.int32, device=truth_GKN.device)
+    outside_GKN = intersection_GKN / (union_GKN - 1).clamp(min=1)
+    return torch.where(truth_GKN, 1, outside_GKN) / union_GKN
