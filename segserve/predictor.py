@@ -21,6 +21,7 @@ from torch import Tensor
 from segserve import tta
 from segserve.canvas import NUM_DOUBTS, Canvas, join_views
 from segserve.clock import StageClock
+from segserve.memory import is_out_of_memory, release_memory, trim_heap
 from segserve.prediction import ClassificationPrediction, Query, SegmentationPrediction
 from segserve.preprocess import (
     STRIDE,
@@ -43,12 +44,6 @@ MAX_FORWARD_PIXELS = 8 * 512 * 512
 """Most pixels in one forward pass; a larger group runs in several."""
 MAX_SCORES = 2**28
 """Most numbers that the views of a batch may hold at once (1 GiB of float32)."""
-OUT_OF_MEMORY_WORDS = (
-    "can't allocate memory",
-    "could not create a primitive",
-    "could not create a memory",
-    "bad_alloc",
-)
 
 
 class Engine(Protocol):
@@ -246,6 +241,7 @@ class SegmentationPredictor(ImagePredictor[SegmentationPrediction]):
                         return TimeoutError("the deadline has passed")
                     with clock("postprocess"):
                         canvas.take(blender.add(maps_MHW, row_index, column_index))
+                trim_heap()
         return canvas.prediction(num_windows=query_grid.num_windows)
 
     def _maps_of_row(self, query: Query, row: Span, columns: Sequence[Span], clock: StageClock) -> Iterator[Tensor]:
@@ -293,19 +289,6 @@ def build_predictor(spec: ModelSpec, engine: Engine) -> Predictor:
     if spec.task == "segmentation":
         return SegmentationPredictor(spec, engine)
     return ClassificationPredictor(spec, engine)
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory was lacking: on the CPU, PyTorch and oneDNN say so in words only."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        words in str(error) for words in OUT_OF_MEMORY_WORDS
-    )
-
-
-def release_memory(device: torch.device) -> None:
-    """Give back what PyTorch keeps of a GPU's memory for later."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def _size(image_CHW: Tensor) -> Size:

@@ -18,8 +18,9 @@ from segserve import api, codec, metrics
 from segserve.api import Request, Response
 from segserve.artifact import Artifact
 from segserve.clock import StageClock
+from segserve.memory import is_out_of_memory
 from segserve.prediction import ClassificationPrediction, Prediction, Query, SegmentationPrediction
-from segserve.predictor import Predictor, is_out_of_memory
+from segserve.predictor import Predictor
 from segserve.problem import TITLE, Problem
 from segserve.render import Asked, render
 from segserve.tiling import TooLarge

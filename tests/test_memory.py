@@ -1,6 +1,7 @@
 """What happens when memory runs out: really, in a process whose address space is limited."""
 
 import json
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,27 @@ def test_an_image_for_which_there_is_no_memory_is_507_and_no_others(artifact: Ar
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout) == [[200, 200], [200, 507, 200], [200]]
+
+
+FRAGMENTED = """
+from pathlib import Path
+from segserve.memory import trim_heap
+
+def resident_mib():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+
+blocks = [bytes(100_000) for _ in range(3000)]
+del blocks[:-1]
+before = resident_mib()
+trim_heap()
+print(before - resident_mib())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has malloc_trim")
+def test_freed_blocks_under_one_in_use_are_given_back() -> None:
+    result = subprocess.run([sys.executable, "-c", FRAGMENTED], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert float(result.stdout) > 200
 
 
 def test_a_forward_pass_that_does_not_fit_goes_in_halves(spec: ModelSpec) -> None:
