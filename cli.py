@@ -7,18 +7,21 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, TypeAlias, get_args
 
 from pydantic import ValidationError
 
 from segserve.settings import explain
 from segserve.spec import Aggregate, Plan
+from training.config import Layout
 
 if TYPE_CHECKING:
     from segserve.artifact import Artifact
     from segserve.predictor import Predictor
+    from training.config import Recipe
 
 Command = Callable[[argparse.Namespace], int]
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,13 +50,36 @@ def _complain(sentence: str, *, code: int) -> int:
 
 
 def _lint(given: argparse.Namespace) -> int:
-    from training.data import check_dataset, detect_task
+    from training.layouts import detect_task
+    from training.lint.inspection import inspect
+    from training.lint.page import write_page
 
-    findings = check_dataset(given.dataset, detect_task(given.dataset))
-    for finding in findings:
-        print(finding)
-    print(f"{given.dataset}: {len(findings)} finding(s)")
-    return 1 if findings else 0
+    task = detect_task(given.dataset) if given.layout == "folder" else "segmentation"
+    report = inspect(given.dataset, task, layout=given.layout)
+    if given.json:
+        given.json.write_text(report.model_dump_json(indent=1) + "\n")
+    if given.html:
+        write_page(report, given.html)
+    print(report.text())
+    return 1 if report.of("error") else 0
+
+
+def _convert(given: argparse.Namespace) -> int:
+    from training.convert import Rule, convert, parse_map
+
+    rule = Rule(
+        colors=given.colors,
+        map=None if given.map is None else parse_map(given.map),
+        threshold=given.threshold,
+        class_from=given.class_from,
+        tolerance=given.tolerance,
+    )
+    changes = convert(given.source, given.out, rule, masks=given.masks)
+    for change in changes:
+        print(change.line())
+    num_rounded = sum(change.rounded > 0 for change in changes)
+    print(f"{given.out}: {len(changes)} masks, {num_rounded} of them rounded; next: segserve lint {given.out}")
+    return 0
 
 
 def _train(given: argparse.Namespace) -> int:
@@ -61,21 +87,46 @@ def _train(given: argparse.Namespace) -> int:
     from training.engine import train
 
     recipe = load_recipe(given.recipe, overrides=given.set)
+    if given.seeds:
+        return _train_seeds(recipe, given.seeds)
     run = train(recipe, run_dir=Path("runs") / recipe.name)
     print(f"{run}: done; next: segserve export {run} --out artifacts/{recipe.name}")
+    return 0
+
+
+def _train_seeds(recipe: "Recipe", seeds: tuple[int, ...]) -> int:
+    from training.seeds import train_seeds
+
+    report = train_seeds(recipe, seeds=seeds, runs_dir=Path("runs"))
+    print(report.table())
     return 0
 
 
 def _evaluate(given: argparse.Namespace) -> int:
     from segserve.artifact import load_artifact
     from training.evaluate import evaluate
+    from training.held_out import SPLIT, note_evaluation
+    from training.layouts import open_dataset
+    from training.report import write_page
 
+    artifact = load_artifact(given.artifact)
     result = evaluate(
-        load_artifact(given.artifact), given.dataset, split=given.split, tta=given.tta, aggregate=given.aggregate
+        artifact,
+        given.dataset,
+        layout=given.layout,
+        split=given.split,
+        tta=given.tta,
+        aggregate=given.aggregate,
     )
+    if given.split == SPLIT:
+        dataset = open_dataset(given.dataset, artifact.spec.task, layout=given.layout)
+        print(note_evaluation(artifact, result, dataset))
     print(result.table())
     if given.json:
         given.json.write_text(result.model_dump_json(indent=1) + "\n")
+    if given.html:
+        dataset = open_dataset(given.dataset, artifact.spec.task, layout=given.layout)
+        write_page(given.html, artifact, dataset, result)
     return 0
 
 
@@ -152,27 +203,50 @@ def _openapi(given: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="segserve", description="Train, package and serve image segmentation models.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_training(commands)
+    _add_serving(commands)
+    return parser
 
+
+def _add_training(commands: Commands) -> None:
     lint = _add(commands, "lint", _lint, "check a data set before training")
     lint.add_argument("dataset", type=Path, metavar="DATASET")
+    lint.add_argument("--layout", choices=("folder", "coco", "voc", "cityscapes", "pet"), default="folder")
+    lint.add_argument("--html", type=Path, metavar="FILE", help="write a page with pictures there")
+    lint.add_argument("--json", type=Path, metavar="FILE", help="write the findings there")
+
+    convert = _add(commands, "convert", _convert, "write a data set anew with masks of class indices")
+    convert.add_argument("source", type=Path, metavar="SOURCE")
+    convert.add_argument("out", type=Path, metavar="OUT", help="a new folder")
+    convert.add_argument("--masks", default="masks", metavar="FOLDER", help="where the masks are in SOURCE")
+    convert.add_argument("--colors", type=Path, metavar="FILE", help="classes.json, or lines `R G B name`")
+    convert.add_argument("--map", metavar="0=0,128=1", help="class index of each gray level")
+    convert.add_argument("--threshold", type=int, metavar="LEVEL", help="class 1 from this gray level on")
+    convert.add_argument("--class-from", type=Path, metavar="labels.csv", help="with --threshold: the picture's class")
+    convert.add_argument("--tolerance", type=int, default=0, help="how far pixels may be from a colour or level")
 
     train = _add(commands, "train", _train, "train; a second call resumes an unfinished run")
     train.add_argument("recipe", type=Path, metavar="RECIPE.toml")
     train.add_argument("--set", action="append", default=[], metavar="key=value", help="change one value of the recipe")
+    train.add_argument("--seeds", type=_seeds, metavar="0,1,2", help="train once with each; prints mean and spread")
 
     evaluate = _add(commands, "evaluate", _evaluate, "score an artifact on a data set")
     evaluate.add_argument("artifact", type=Path, metavar="ARTIFACT")
     evaluate.add_argument("dataset", type=Path, metavar="DATASET")
+    evaluate.add_argument("--layout", choices=get_args(Layout), default="folder", help="how it lies on disk")
     evaluate.add_argument("--split", default="val")
     evaluate.add_argument("--tta", choices=get_args(Plan), default="none")
     evaluate.add_argument("--aggregate", choices=get_args(Aggregate), default="mean")
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the scores there, too")
+    evaluate.add_argument("--html", type=Path, metavar="FILE", help="write a page with charts and samples there")
 
     export = _add(commands, "export", _export, "run -> artifact")
     export.add_argument("run", type=Path, metavar="RUN")
     export.add_argument("--out", type=Path, required=True, metavar="ARTIFACT")
     export.add_argument("--no-calibration", action="store_true", help="keep temperature 1 instead of fitting it on val")
 
+
+def _add_serving(commands: Commands) -> None:
     package = _add(commands, "package", _package, "artifact -> NAME.mar")
     package.add_argument("artifact", type=Path, metavar="ARTIFACT")
     package.add_argument("--name", help="default: the artifact's own")
@@ -194,12 +268,16 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--host", default="127.0.0.1")
 
     _add(commands, "openapi", _openapi, "print the OpenAPI document of the HTTP interface")
-    return parser
 
 
-def _add(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, command: Command, does: str
-) -> argparse.ArgumentParser:
+def _seeds(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(seed) for seed in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected whole numbers such as 0,1,2, but got {text!r}") from None
+
+
+def _add(commands: Commands, name: str, command: Command, does: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=does, description=does)
     parser.set_defaults(command=command)
     return parser

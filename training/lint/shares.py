@@ -1,0 +1,80 @@
+"""How much of a data set is of each class, and the class weights that follow.
+
+Median frequency (Eigen and Fergus, "Predicting depth, surface normals and semantic labels", ICCV 2015, as SegNet uses
+it): a class's frequency is its share of all pixels, void included, of the images that have it; its weight is the median
+of the frequencies over its own. Of labels: the median number of images over the class's own.
+
+Dimensions: N images, K classes.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.layouts import SPLITS, Dataset
+from training.lint.findings import ClassCount, ClassSummary
+from training.lint.survey import Look, MaskFacts
+
+
+def counts(looks: Iterable[Look], num_classes: int) -> NDArray[np.int64]:
+    """(N, K + 1): the pixels of each class, then of all else; of a label one pixel. What cannot be read is left out."""
+    rows = [_count(look.truth, num_classes) for look in looks if look.truth is not None]
+    return np.array(rows, dtype=np.int64).reshape(-1, num_classes + 1)
+
+
+def _count(truth: MaskFacts | int | None, num_classes: int) -> NDArray[np.int64]:
+    row = np.zeros(num_classes + 1, dtype=np.int64)
+    if isinstance(truth, int):
+        row[truth] = 1
+    elif truth is not None:
+        is_class_V = (truth.values_V < num_classes) & (not truth.has_colors)
+        row[truth.values_V[is_class_V]] = truth.counts_V[is_class_V]
+        row[-1] = truth.counts_V[~is_class_V].sum()
+    return row
+
+
+def median_frequency_weights(pixels_NK1: NDArray[np.int64]) -> list[float | None]:
+    """Of the counts of a split; None for a class it does not have."""
+    present_NK = pixels_NK1[:, :-1] > 0
+    if (pixels_NK1.sum(axis=1) <= 1).all():  # labels
+        frequency_K = present_NK.sum(axis=0).astype(float)
+    else:
+        total_K = (present_NK * pixels_NK1.sum(axis=1, keepdims=True)).sum(axis=0)
+        frequency_K = pixels_NK1[:, :-1].sum(axis=0) / np.maximum(total_K, 1)
+    is_there_K = frequency_K > 0
+    if not is_there_K.any():
+        return [None] * len(frequency_K)
+    median = np.median(frequency_K[is_there_K])
+    return [float(median / value) if value else None for value in frequency_K]
+
+
+def summarise_classes(dataset: Dataset, by_split: Mapping[str, Sequence[Look]]) -> tuple[ClassSummary, ...]:
+    """Every class, with its share of every split."""
+    num_classes = len(dataset.classes)
+    pixels = {split: counts(looks, num_classes) for split, looks in by_split.items()}
+    weights = median_frequency_weights(pixels.get(SPLITS[0], np.zeros((0, num_classes + 1), dtype=np.int64)))
+    return tuple(
+        ClassSummary(
+            id=entry.id,
+            name=entry.name,
+            color=entry.color,
+            splits={split: _class_count(rows, entry.id, dataset) for split, rows in pixels.items()},
+            weight=weights[entry.id],
+        )
+        for entry in dataset.classes
+    )
+
+
+def _class_count(pixels_NK1: NDArray[np.int64], index: int, dataset: Dataset) -> ClassCount:
+    own_N = pixels_NK1[:, index]
+    return ClassCount(
+        images=int((own_N > 0).sum()),
+        pixels=int(own_N.sum()) if dataset.task == "segmentation" else None,
+        share=float(own_N.sum() / max(pixels_NK1[:, :-1].sum(), 1)),
+    )
+
+
+def void_share(pixels_NK1: NDArray[np.int64]) -> float:
+    """How much of a split counts nowhere, 0 to 1."""
+    return float(pixels_NK1[:, -1].sum() / max(pixels_NK1.sum(), 1))
