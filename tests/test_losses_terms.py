@@ -1,10 +1,16 @@
 import re
+import tomllib
+from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import ValidationError
 
 from segserve.settings import explain
-from training.losses.terms import CrossEntropyTerm, DiceTerm, FocalTerm, LossSettings, LovaszTerm, RelaxationTerm
+from training.losses.terms import CrossEntropyTerm, DiceTerm, FocalTerm, LossSettings, LovaszTerm, RelaxationTerm, Term
+
+PAGE = (Path(__file__).parents[1] / "docs/losses.md").read_text()
+KINDS = {term.model_fields["kind"].default: term for term in get_args(get_args(Term)[0])}
 
 
 def _sentence(**section: object) -> str:
@@ -86,3 +92,24 @@ def test_settings_that_no_term_heeds_are_refused() -> None:
     with pytest.raises(ValidationError, match=r"heeds class_weights \(cross-entropy, focal, .*\), but got dice"):
         LossSettings(class_weights="inverse-sqrt", terms=(DiceTerm(),))
     LossSettings(class_weights="inverse-sqrt", terms=(RelaxationTerm(),))
+
+
+# --- docs/losses.md ---
+
+
+def test_the_sections_on_the_page_are_sections() -> None:
+    sections = [tomllib.loads(block)["loss"] for block in re.findall(r"```toml\n(.*?)```", PAGE, flags=re.DOTALL)]
+    assert len(sections) == 3
+    for section in sections:
+        LossSettings.model_validate(section)
+
+
+def test_the_page_lists_every_kind_with_its_own_keys_and_their_defaults() -> None:
+    rows = {row[1]: row[4] for line in PAGE.splitlines() if len(row := [c.strip(" `") for c in line.split("|")]) == 7}
+    assert [kind for kind in rows if kind in KINDS] == list(KINDS)
+    everywhere = {"kind", *CrossEntropyTerm.model_fields}
+    for kind, term in KINDS.items():
+        keys = re.findall(r"(\w+)(?: = ([\d.]+))?`", rows[kind] + "`")
+        own = {key: field.default for key, field in term.model_fields.items() if key not in everywhere}
+        assert {key for key, _ in keys if key} == set(own), kind
+        assert all(float(value) == own[key] for key, value in keys if value), kind
