@@ -20,7 +20,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def release_memory(device: torch.device) -> None:
-    """Give back to the system what is kept for later: by PyTorch of a GPU's memory, and by the heap of the machine's."""
+    """Give back to the system what is kept for later: of a GPU's memory by PyTorch, of the machine's by the heap."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
     trim_heap()

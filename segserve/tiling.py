@@ -19,8 +19,8 @@ from segserve.preprocess import STRIDE, Size
 from segserve.spec import Sizing
 
 MAX_PADDED_PIXELS = 200_000_000
-MAX_HELD = 2**25
-"""Most numbers held for the next row of windows (128 MiB of float32)."""
+MAX_HELD = 2**26
+"""Most numbers held for the next row of windows (256 MiB of float32)."""
 MIN_COLUMNS = 4
 """Of a strip, however much must be held."""
 
