@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from training.calibration import (
     TEMPERATURES,
+    ProbabilityTally,
     cross_fitted,
     expected_calibration_error,
     fit_temperature,
@@ -140,3 +141,34 @@ def test_cross_fitting_takes_the_temperature_from_the_other_half() -> None:
 def test_cross_fitting_one_image_has_nothing_to_fit_on() -> None:
     logits_NK, truth_N = _drawn(3.0, number=10)
     torch.testing.assert_close(cross_fitted([(logits_NK, truth_N)]), logits_NK)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_probabilities_are_worth_what_the_logits_are(dtype: type[np.floating]) -> None:
+    logits_NK, truth_N = _drawn(2.0, number=3000)
+    probs_KN, truths = logits_NK.softmax(dim=1).T.numpy().astype(dtype), truth_N.numpy().astype(np.uint8)
+    tally = ProbabilityTally(4)
+    tally.add(probs_KN[:, :1000], truths[:1000])
+    tally.add(probs_KN[:, 1000:], truths[1000:])
+    expected = probability_scores(logits_NK, truth_N)
+    assert tally.count == 3000
+    assert tally.nll / 3000 == pytest.approx(expected.nll, rel=2e-3)
+    assert tally.brier / 3000 == pytest.approx(expected.brier, rel=2e-3)
+    slow = [_slow_ece(np.rint(255 * probs_KN[k].astype(float)) / 255, truths == k) for k in range(4)]
+    # Levels of 0 belong to no bin of the slow way, and to the first one here, with no gap but those that are wrong.
+    zero = [(np.rint(255 * probs_KN[k].astype(float)) == 0) & (truths == k) for k in range(4)]
+    assert tally.class_errors() == pytest.approx(slow, abs=max(part.sum() for part in zero) / 3000 + 1e-3)
+
+
+def test_probabilities_by_hand() -> None:
+    tally = ProbabilityTally(2)
+    tally.add(np.array([[0.8, 0.6], [0.2, 0.4]], dtype=np.float32), np.array([0, 1], dtype=np.uint8))
+    assert tally.nll == pytest.approx(-math.log(0.8) - math.log(0.4))
+    assert tally.brier == pytest.approx(2 * 0.2**2 + 2 * 0.6**2)
+    assert tally.class_errors() == pytest.approx([(0.2 + 0.6) / 2] * 2)
+
+
+def test_a_truth_held_impossible_costs_a_finite_likelihood() -> None:
+    tally = ProbabilityTally(2)
+    tally.add(np.array([[1.0], [0.0]], dtype=np.float16), np.array([1], dtype=np.uint8))
+    assert tally.nll == pytest.approx(24 * math.log(2))

@@ -1,3 +1,4 @@
+import dataclasses
 from typing import get_args
 
 import numpy as np
@@ -6,6 +7,7 @@ from numpy.typing import NDArray
 
 from segserve.prediction import ClassificationPrediction, SegmentationPrediction
 from segserve.spec import Measure
+from training.calibration import ProbabilityTally
 from training.certainty import Certainty, ImageTally, PixelTally, certainty
 from training.data import IGNORE
 from training.risk_coverage import aurc_by
@@ -105,3 +107,45 @@ def test_the_table_has_a_line_an_order_and_a_column_a_unit() -> None:
     assert [line[0] for line in lines[1:]] == ["confidence", *MEASURES, "random", "best"]
     assert lines[-1] == ["best", f"{found.risk_coverage[0].best:.5f}", "0.25000"]
     assert Certainty.model_validate_json(found.model_dump_json()) == found
+
+
+def test_the_band_is_three_pixels_on_either_side_of_a_contour() -> None:
+    truth_HW = np.repeat(np.array([[0] * 8 + [1] * 8], dtype=np.uint8), 5, axis=0)
+    truth_HW[0, :8] = IGNORE
+    _, sampled = _sampled(0)
+    confidence_HW = np.full(truth_HW.shape, 255, dtype=np.uint8)
+    confidence_HW[:, 4:12] = 102  # 0.4, and right: an error of 0.6 where the band is
+    prediction = dataclasses.replace(sampled, mask_HW=truth_HW % IGNORE, confidence_HW=confidence_HW, uncertainty_HW={})
+    pixels = PixelTally()
+    pixels.add(truth_HW, prediction)
+    assert pixels.boundary_L2.sum() == 5 * 3 + 4 * 3
+    found = certainty(pixels)
+    assert found is not None
+    assert found.ece_boundary == pytest.approx(0.6)
+    assert found.ece < 0.4
+
+
+def test_without_contours_and_probabilities_there_are_fewer_figures() -> None:
+    truth_HW, prediction = _sampled(0)
+    pixels = PixelTally()
+    pixels.add(np.zeros_like(truth_HW), prediction)
+    found = certainty(pixels)
+    assert found is not None
+    assert list(found.figures()) == ["ece"]
+    probabilities = ProbabilityTally(3)
+    probabilities.add(np.array([[0.5, 0.2], [0.3, 0.8], [0.2, 0.0]]), np.array([0, 1], dtype=np.uint8))
+    more = certainty(pixels, probabilities=probabilities)
+    assert more is not None
+    assert list(more.figures()) == ["ece", "classwise_ece", "nll", "brier"]
+    assert more.classwise_ece == pytest.approx(np.mean(more.class_ece))
+    assert more.nll == pytest.approx(-np.log([0.5, 0.8]).mean())
+
+
+def test_the_curves_end_at_the_mean_risk() -> None:
+    truth_HW, prediction = _sampled(0)
+    pixels, images = PixelTally(), ImageTally(("entropy",))
+    pixels.add(truth_HW, prediction)
+    images.add(prediction, confidence=0.5, risk=0.25)
+    for areas in (pixels.risk_coverage(), images.risk_coverage()):
+        assert set(areas.curves) == set(areas.aurc)
+        assert all(curve[-1] == pytest.approx(areas.random) for curve in areas.curves.values())

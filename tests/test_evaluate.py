@@ -12,13 +12,15 @@ from torch import Tensor
 from cli import main
 from segserve.artifact import Artifact
 from segserve.engines.torch_engine import TorchEngine
-from segserve.prediction import Query
+from segserve.prediction import ClassificationPrediction, Query
 from segserve.predictor import ClassificationPredictor, SegmentationPredictor
 from segserve.spec import Measure, ModelSpec, Plan, PreprocessSpec
+from training.boundary import BoundaryTally
 from training.calibration import expected_calibration_error, reliability
 from training.data import IGNORE
-from training.evaluate import Evaluation, assess, evaluate, outcomes, summarise
+from training.evaluate import Evaluation, ImageScore, Outcome, assess, evaluate, outcomes, summarise
 from training.layouts import open_dataset
+from training.metrics import class_recall, confusion_matrix, mask_scores, merge
 from training.risk_coverage import aurc_by
 
 NAMES = ("sky", "road", "tree", "car")
@@ -222,3 +224,124 @@ def test_a_class_without_pixels_has_no_score(masked: Path, spec: ModelSpec) -> N
     nothing = summarise([np.zeros((4, 4), dtype=np.int64)], dataset, split="val")
     assert all(entry.score is None for entry in nothing.classes)
     assert math.isnan(nothing.scores["miou"])
+
+
+# --- all the scores ---
+
+
+def test_the_tallies_are_those_of_all_images(masked: Path, artifact: Artifact) -> None:
+    evaluation, dataset = evaluate(artifact, masked), open_dataset(masked, "segmentation")
+    predictor = SegmentationPredictor(artifact.spec, TorchEngine(artifact.network, device="cpu"))
+    found = list(outcomes(predictor, dataset.split("val"), ignore_index=9))
+    contours = BoundaryTally(4)
+    for outcome in found:
+        contours.add(outcome.truth, outcome.predicted)
+    matrices = [outcome.confusion_KK for outcome in found]
+    expected = mask_scores(merge(matrices, num_classes=4), matrices) | contours.scores()
+    assert {name: evaluation.scores[name] for name in expected} == pytest.approx(expected, abs=0.005)
+    assert set(evaluation.scores) == {"miou", "pixel_accuracy", *expected}
+    assert evaluation.confusion == tuple(map(tuple, merge(matrices, num_classes=4).tolist()))
+    assert evaluation.certainty is not None
+    assert list(evaluation.certainty.figures()) == ["ece", "ece_boundary", "classwise_ece", "nll", "brier"]
+    for k, entry in enumerate(evaluation.classes):
+        assert entry.further["ece"] == pytest.approx(evaluation.certainty.class_ece[k])
+        if entry.score is not None:
+            assert entry.further["boundary_iou_3px"] == pytest.approx(contours.boundary_iou("3px")[k], abs=0.01)
+        assert entry.further.get("recall", math.nan) == pytest.approx(
+            class_recall(merge(matrices, num_classes=4))[k], nan_ok=True, abs=0.01
+        )
+
+
+def test_each_image_is_named_and_rated(masked: Path, artifact: Artifact) -> None:
+    evaluation = evaluate(artifact, masked)
+    assert [image.name for image in evaluation.images] == [f"images/val/{index}.png" for index in range(len(SIZES))]
+    assert np.mean([1 - image.score for image in evaluation.images]) == pytest.approx(
+        evaluation.certainty.risk_coverage[1].random  # type: ignore[union-attr]
+    )
+
+
+def test_labels_are_rated_from_surely_right_to_surely_wrong() -> None:
+    images = [
+        ImageScore(name="", score=score, confidence=confidence, uncertainty=0)
+        for score, confidence in ((1, 0.9), (1, 0.4), (0, 0.4), (0, 0.9))
+    ]
+    ratings = [image.rating("classification") for image in images]
+    assert ratings == sorted(ratings, reverse=True)
+    assert images[1].rating("segmentation") == 1
+
+
+@pytest.mark.parametrize(("num_classes", "is_there"), [(5, False), (6, True)])
+def test_top_5_is_for_more_than_5_classes(
+    tmp_path: Path, labels_spec: ModelSpec, num_classes: int, is_there: bool
+) -> None:
+    lines = [f"val,{n},{n % num_classes},c{n % num_classes}" for n in range(2 * num_classes)]
+    lines += [f"train,{n}t,{n},c{n}" for n in range(num_classes)]
+    (tmp_path / "labels.csv").write_text("\n".join(["split,stem,label_id,label", *lines]) + "\n")
+    (tmp_path / "images/val").mkdir(parents=True)
+    for n in range(2 * num_classes):
+        Image.new("RGB", (8, 8), (n, 0, 0)).save(tmp_path / f"images/val/{n}.png")
+    dataset = open_dataset(tmp_path, "classification")
+    probs_K = np.arange(num_classes, 0, -1, dtype=np.float32) / (num_classes * (num_classes + 1) / 2)
+    prediction = ClassificationPrediction(probs_K=probs_K, mean_entropy=0.5, mutual_information=0, view_agreement=1)
+    found = [
+        Outcome(
+            sample=sample,
+            image_HWC=np.zeros((8, 8, 3), dtype=np.uint8),
+            truth=np.asarray(sample.truth, dtype=np.uint8),
+            prediction=prediction,
+            confusion_KK=confusion_matrix(np.uint8(sample.truth), np.uint8(0), num_classes=num_classes),  # type: ignore[arg-type]
+        )
+        for sample in dataset.split("val")
+    ]
+    evaluation = assess(found, dataset, spec=labels_spec, split="val", tta="none", aggregate="mean")
+    assert ("top5_accuracy" in evaluation.scores) == is_there
+    if is_there:
+        assert evaluation.scores["top5_accuracy"] == pytest.approx(5 / 6)
+    assert evaluation.certainty is not None
+    assert evaluation.certainty.nll == pytest.approx(-np.log(probs_K).mean(), rel=1e-4)
+
+
+def test_two_classes_have_a_rand_error(tmp_path: Path, spec: ModelSpec) -> None:
+    (tmp_path / "classes.json").write_text(json.dumps({"classes": [{"id": 0, "name": "a"}, {"id": 1, "name": "b"}]}))
+    mask_HW = np.zeros((20, 33), dtype=np.uint8)
+    mask_HW[:, 16] = 1
+    for kind, array in (
+        ("images", np.stack([255 * (1 - mask_HW), 255 * mask_HW, 0 * mask_HW], axis=2)),
+        ("masks", mask_HW),
+    ):
+        (tmp_path / kind / "val").mkdir(parents=True)
+        Image.fromarray(array).save(tmp_path / kind / "val/0.png")
+    two = _plain(spec).model_copy(update={"classes": spec.classes[:2]})
+
+    class TwoChannels(BrightestChannel):
+        def __call__(self, images_BCHW: Tensor) -> Tensor:
+            return 10 * images_BCHW[:, :2]
+
+    dataset = open_dataset(tmp_path, "segmentation")
+    found = outcomes(SegmentationPredictor(two, TwoChannels()), dataset.split("val"), ignore_index=None)
+    evaluation = assess(found, dataset, spec=two, split="val", tta="none", aggregate="mean")
+    predicted_is_right = evaluation.scores["miou"] == 1
+    assert (evaluation.scores["rand_error"] < 1e-9) == predicted_is_right
+    assert evaluation.classes[0].further["rand_f1"] == pytest.approx(1 - evaluation.scores["rand_error"])
+    assert evaluation.classes[1].further["rand_f1"] > 0.9
+    assert "Rand F" in evaluation.table()
+
+
+def test_many_pixels_are_predicted_a_few_at_a_time(
+    masked: Path, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    class Counting(SegmentationPredictor):
+        def predict(self, queries, **options):  # type: ignore[no-untyped-def]
+            sizes.append(len(queries))
+            return super().predict(queries, **options)
+
+    samples = open_dataset(masked, "segmentation").split("val")
+    predictor = Counting(_plain(spec), BrightestChannel())
+    whole = list(outcomes(predictor, samples, ignore_index=9))
+    monkeypatch.setattr("training.evaluate.PIXELS_AT_ONCE", 64 * 40 + 1)
+    parts = list(outcomes(predictor, samples, ignore_index=9))
+    assert sizes == [4, 2, 1, 1]
+    for one, other in zip(whole, parts, strict=True):
+        np.testing.assert_array_equal(one.predicted, other.predicted)

@@ -1,5 +1,6 @@
 import csv
 import io
+import json
 import sys
 from pathlib import Path
 
@@ -8,13 +9,18 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from segserve.artifact import Artifact
+from segserve.engines.torch_engine import TorchEngine
 from segserve.prediction import ClassificationPrediction, Prediction, SegmentationPrediction
+from segserve.predictor import build_predictor
 from segserve.spec import ModelSpec, Task
+from tests.conftest import tiny_spec
 from training.data import IGNORE
-from training.evaluate import ClassScore, Evaluation, Outcome, predicted_classes
-from training.layouts import Sample
+from training.evaluate import ClassScore, Evaluation, Outcome, evaluate, predicted_classes
+from training.layouts import Dataset, Sample, open_dataset
 from training.metrics import confusion_matrix
-from training.report import ERROR_COLOR, VOID_COLOR, class_csv, curves_png, error_map, extremes, rating, samples_png
+from training.pictures import ERROR_COLOR, VOID_COLOR
+from training.report import class_csv, curves_png, extremes, page_samples, protocol, samples_png, write_page
 from training.run import EpochLog
 
 K = 4
@@ -73,20 +79,6 @@ def test_the_table_is_read_back_by_csv(task: Task, columns: list[str]) -> None:
     ]
 
 
-def test_an_image_is_rated_by_its_own_classes() -> None:
-    truth, predicted = np.array([[0, 0, 1, IGNORE]], dtype=np.uint8), np.array([[0, 1, 1, 2]], dtype=np.uint8)
-    assert rating(_outcome(truth, predicted), task="segmentation") == pytest.approx((1 / 2 + 1 / 2) / 2)
-    nothing = np.full((1, 4), IGNORE, dtype=np.uint8)
-    assert rating(_outcome(nothing, predicted), task="segmentation") == 1.0
-
-
-def test_labels_are_rated_from_surely_right_to_surely_wrong() -> None:
-    outcomes = [_label(1, 1, confidence=0.9), _label(1, 1, confidence=0.4), _label(1, 2, confidence=0.4)]
-    outcomes.append(_label(1, 2, confidence=0.9))
-    ratings = [rating(outcome, task="classification") for outcome in outcomes]
-    assert ratings == sorted(ratings, reverse=True)
-
-
 @pytest.mark.parametrize(
     ("ratings", "expected"),
     [
@@ -98,15 +90,6 @@ def test_labels_are_rated_from_surely_right_to_surely_wrong() -> None:
 )
 def test_extremes_are_the_best_then_the_worst_and_none_twice(ratings: list[float], expected: list[int]) -> None:
     assert extremes(ratings, most=2) == expected
-
-
-def test_the_error_map_marks_what_is_wrong_and_what_does_not_count() -> None:
-    truth, predicted = np.array([[0, 1, IGNORE]], dtype=np.uint8), np.array([[0, 2, 2]], dtype=np.uint8)
-    map_HWC = error_map(_outcome(truth, predicted))
-    assert map_HWC.dtype == np.uint8
-    assert tuple(map_HWC[0, 1]) == ERROR_COLOR
-    assert tuple(map_HWC[0, 2]) == VOID_COLOR
-    assert len(set(map_HWC[0, 0])) == 1
 
 
 def test_a_picture_of_masks_shows_the_error_colour(spec: ModelSpec) -> None:
@@ -150,3 +133,52 @@ def test_curves_without_any_scores() -> None:
 def test_drawing_does_not_load_pyplot(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # an import of it would now fail
     assert curves_png([EpochLog(epoch=1, loss=1.0, learning_rate=0.1, seconds=1)])
+
+
+# --- the page ---
+
+
+@pytest.fixture
+def small_set(tmp_path: Path) -> Dataset:
+    """Seven val images of noise, with masks of noise and void (9)."""
+    rng = np.random.default_rng(0)
+    classes = [entry.model_dump() for entry in tiny_spec("segmentation").classes]
+    (tmp_path / "classes.json").write_text(json.dumps({"classes": classes, "ignore_index": 9}))
+    for kind, size in (("images", (32, 40, 3)), ("masks", (32, 40))):
+        (tmp_path / kind / "val").mkdir(parents=True)
+        for index in range(7):
+            array = rng.integers(0, 256, size, dtype=np.uint8)
+            array = array if kind == "images" else np.where(array < 20, 9, array % 4).astype(np.uint8)
+            Image.fromarray(array).save(tmp_path / kind / "val" / f"{index}.png")
+    return open_dataset(tmp_path, "segmentation")
+
+
+def test_the_page_shows_the_worst_the_most_uncertain_and_the_best_once_each(
+    small_set: Dataset, artifact: Artifact
+) -> None:
+    evaluation = evaluate(artifact, small_set.root)
+    predictor = build_predictor(artifact.spec, TorchEngine(artifact.network))
+    groups = page_samples(predictor, small_set, evaluation)
+    assert [len(group) for group in groups.values()] == [4, 3, 0]
+    names = [outcome.sample.image.name for group in groups.values() for outcome in group]
+    assert sorted(names) == [f"{index}.png" for index in range(7)]
+    order = sorted(evaluation.images, key=lambda image: image.score)
+    assert names[:4] == [Path(image.name).name for image in order[:4]]
+    rest = sorted(order[4:], key=lambda image: -image.uncertainty)
+    assert names[4:] == [Path(image.name).name for image in rest]
+
+
+def test_a_page_is_written_whole(small_set: Dataset, artifact: Artifact, tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    write_page(path, artifact, small_set, evaluate(artifact, small_set.root))
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("<!doctype html>") and text.rstrip().endswith("</html>")
+    assert [entry.name for entry in tmp_path.glob("*.tmp")] + [entry.name for entry in tmp_path.glob(".*")] == []
+
+
+@pytest.mark.parametrize(
+    ("selected_on", "words"), [(None, "after the last step; no epoch was chosen"), ("val", "are too good")]
+)
+def test_the_protocol_says_which_weights_were_scored(spec: ModelSpec, selected_on: str | None, words: str) -> None:
+    evaluation = _evaluation("segmentation").model_copy(update={"selected_on": selected_on})
+    assert words in " ".join(protocol(spec, evaluation))

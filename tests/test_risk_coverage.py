@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from training.risk_coverage import aurc, aurc_by, best_aurc
+from training.risk_coverage import COVERAGES, aurc, aurc_by, best_aurc, risk_curve, risk_curve_by
 
 
 def _slow_aurc(risks: NDArray[np.float64]) -> float:
@@ -51,3 +51,17 @@ def test_a_hundred_million_pixels_are_added_up_without_loss() -> None:
     # The best order's area tends to r + (1 - r) ln(1 - r): Geifman et al. 2019
     risk = 0.02
     assert best_aurc(2_000_000, 98_000_000) == pytest.approx(risk + (1 - risk) * np.log(1 - risk), rel=1e-5)
+
+
+@pytest.mark.parametrize("number", [50, 400])
+def test_a_curve_is_the_risk_of_what_is_kept(number: int) -> None:
+    rng = np.random.default_rng(number)
+    risks_N, doubts_N = rng.random(number), rng.permutation(number) / 7
+    ordered_N = risks_N[np.argsort(doubts_N)]
+    slow = [ordered_N[: round(coverage * number)].mean() for coverage in COVERAGES]
+    np.testing.assert_allclose(risk_curve_by(doubts_N, risks_N), slow)
+    assert COVERAGES[-1] == 1.0
+
+
+def test_a_curve_of_ties_is_level() -> None:
+    assert risk_curve([0, 3, 0], [0, 10, 0]) == pytest.approx([0.3] * len(COVERAGES))

@@ -1,13 +1,15 @@
 """Is a probability the share of times it comes true? How far it is from that, and the temperature that mends it.
 
-Expected calibration error and temperature scaling: Guo et al. 2017, https://arxiv.org/abs/1706.04599. Brier score,
-summed over the classes: Brier 1950.
+Expected calibration error and temperature scaling: Guo et al. 2017, https://arxiv.org/abs/1706.04599. The same error
+of each class's probability: Kull et al. 2019, https://arxiv.org/abs/1910.12656. Brier score, summed over the classes:
+Brier 1950.
 
 Dimensions: N pixels or images, K classes, B bins, L levels of an 8-bit map.
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -45,6 +47,46 @@ class ProbabilityScores(Settings):
     """Mean negative log-likelihood of the truth, nats."""
     brier: float
     """Mean squared distance from the truth's one-hot vector, 0 to 2."""
+
+
+LEAST_PROBABILITY = 2.0**-24
+"""That float16 holds; what is below it counts as this much."""
+
+
+@dataclass
+class ProbabilityTally:
+    """What is added up of all classes' probabilities, of pixels or labelled images."""
+
+    num_classes: int
+    count: int = 0
+    nll: float = 0.0
+    """Sum of the negative log-likelihoods; `brier` likewise."""
+    brier: float = 0.0
+    levels_KL2: NDArray[np.int64] = field(init=False)
+    """For each class the `level_counts` of its probability, "right" where the truth is this class."""
+
+    def __post_init__(self) -> None:
+        self.levels_KL2 = np.zeros((self.num_classes, LEVELS, 2), dtype=np.int64)
+
+    def add(self, probs_KN: NDArray[np.generic], truth_N: NDArray[np.uint8]) -> None:
+        """Count N predictions.
+
+        Args:
+            probs_KN: probabilities of the classes, floats, 0 to 1.
+            truth_N: class indices, 0 to K - 1.
+        """
+        exact_KN = probs_KN.astype(np.float32)
+        true_N = np.take_along_axis(exact_KN, truth_N[None].astype(np.intp), axis=0)[0].astype(np.float64)
+        self.count += len(truth_N)
+        self.nll -= float(np.log(true_N.clip(min=LEAST_PROBABILITY)).sum())
+        self.brier += float(np.square(exact_KN).sum(dtype=np.float64) + (1 - 2 * true_N).sum())
+        levels_KN = np.rint(255 * exact_KN).astype(np.uint8)
+        for k, levels_N in enumerate(levels_KN):
+            self.levels_KL2[k] += level_counts(levels_N, truth_N == k)
+
+    def class_errors(self) -> tuple[float, ...]:
+        """For each class the expected calibration error of its probability (256 levels), over all predictions."""
+        return tuple(expected_calibration_error(reliability_of_levels(counts_L2)) for counts_L2 in self.levels_KL2)
 
 
 def level_counts(levels: NDArray[np.uint8], is_right: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -1,13 +1,15 @@
 """Scores of a predictor on a data set's split, by the path the service takes, at the images' own size."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from segserve.artifact import Artifact
 from segserve.engines.torch_engine import TorchEngine, best_device
@@ -16,12 +18,44 @@ from segserve.predictor import Predictor, build_predictor
 from segserve.settings import Settings
 from segserve.spec import Aggregate, ClassSpec, Measure, ModelSpec, Plan, Task
 from segserve.tta import PLANS
+from training.boundary import TRIMAP_RADII, WIDTHS, BoundaryTally
+from training.calibration import ProbabilityTally
 from training.certainty import Certainty, ImageTally, PixelTally, certainty
+from training.config import Layout
 from training.data import IGNORE, read_image, read_truth
 from training.layouts import Dataset, Sample, open_dataset
-from training.metrics import Confusion, class_iou, class_recall, confusion_matrix, image_miou, merge, scores
+from training.metrics import (
+    Confusion,
+    class_iou,
+    class_precision,
+    class_recall,
+    confusion_matrix,
+    image_miou,
+    mask_scores,
+    merge,
+    scores,
+)
 
-IMAGES_AT_ONCE = 8
+IMAGES_AT_ONCE, PIXELS_AT_ONCE = 8, 2**23
+"""Predicted together: so many, or fewer once they have this many pixels."""
+TOP = 5
+"""A label is right in `top5_accuracy` when the truth is among so many most probable classes; not with fewer classes."""
+
+LINES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("areas", ("class_accuracy", "weighted_iou")),
+    ("images", ("miou_i", "miou_c", "miou_i_worst10", "miou_c_worst10")),
+    ("contours", (*(f"boundary_iou_{width}" for width in WIDTHS), "boundary_f1", "rand_error")),
+    ("trimaps", tuple(f"trimap_miou_{radius}px" for radius in TRIMAP_RADII)),
+)
+"""The further scores, as they are printed."""
+COLUMNS: tuple[tuple[str, str], ...] = (
+    ("recall", "recall"),
+    ("precision", "precision"),
+    ("boundary_iou_3px", "BIoU 3px"),
+    ("boundary_f1", "BF1"),
+    ("rand_f1", "Rand F"),
+)
+"""Further scores of classes, and what they are called there."""
 
 
 class ClassScore(Settings):
@@ -32,6 +66,27 @@ class ClassScore(Settings):
     """IoU (segmentation) or recall (classification), 0 to 1; None where the split has nothing of the class."""
     count: int
     """Its pixels (segmentation) or images (classification) in the truth."""
+    further: dict[str, float] = Field(default_factory=dict)
+    """Others by name, those it has: recall, precision and, from `assess`, of its contours and its calibration."""
+
+
+class ImageScore(Settings):
+    """How one image came out."""
+
+    name: str
+    """Its file, from the data set's folder."""
+    score: float
+    """Mean IoU over the classes of truth and prediction; of a label 1 if it is right, else 0."""
+    confidence: float
+    """Probability of the predicted class, the mean over the pixels; 0 to 1."""
+    uncertainty: float
+    """Mean entropy, 0 (certain) to 1."""
+
+    def rating(self, task: Task) -> float:
+        """Its place between best and worst. Of labels the most confident mistake is the worst."""
+        if task == "segmentation":
+            return self.score
+        return self.confidence if self.score else -self.confidence
 
 
 class Evaluation(Settings):
@@ -46,23 +101,63 @@ class Evaluation(Settings):
     classes: tuple[ClassScore, ...]
     temperature: float = 1.0
     """The logits were divided by it."""
+    selected_on: str | None = None
+    """The split whose scores chose the epoch: the scores on it are too good."""
     certainty: Certainty | None = None
     """None: not looked at, or nothing to look at."""
+    confusion: tuple[tuple[int, ...], ...] = ()
+    """Truth in rows, prediction in columns: pixels or images."""
+    images: tuple[ImageScore, ...] = ()
+    """In the split's order; from `assess` only."""
 
     def table(self) -> str:
         """The scores, a line a class, and how well the model knows what it knows, as text."""
-        measure, unit = ("IoU", "pixels") if self.task == "segmentation" else ("recall", "images")
-        width = max(len("class"), *(len(entry.name) for entry in self.classes))
-        lines = [f"{'class':{width}}  {measure:>7}  {unit:>11}"]
-        for entry in self.classes:
-            score = "-" if entry.score is None else f"{entry.score:.4f}"
-            lines.append(f"{entry.name:{width}}  {score:>7}  {entry.count:>11,}")
-        totals = ", ".join(f"{name} {score:.4f}" for name, score in self.scores.items())
-        how = self.tta if self.tta == "none" else f"{self.tta}, aggregate {self.aggregate}"
-        lines.append(f"{self.split}, {self.num_images} images, tta {how}: {totals}")
+        lines = [*self._class_lines(), self._total_line()]
+        if self.selected_on:
+            lines.append(f"the epoch was chosen by its score on {self.selected_on}: scores on it are too good")
+        width = max(len(title) for title, _ in LINES)
+        for title, names in LINES:
+            known = {name: self.scores[name] for name in names if name in self.scores}
+            if known:
+                lines.append(f"{title:{width}}  {_named(known)}")
         if self.certainty is not None:
-            lines += [f"temperature {self.temperature:.3g}: ece {self.certainty.ece:.4f}", "", self.certainty.table()]
+            figures = _named(self.certainty.figures())
+            lines += [f"temperature {self.temperature:.3g}: {figures}", "", self.certainty.table()]
         return "\n".join(lines)
+
+    def _class_lines(self) -> Iterator[str]:
+        measure, unit = ("IoU", "pixels") if self.task == "segmentation" else ("recall", "images")
+        columns = [
+            (name, title)
+            for name, title in COLUMNS
+            if title != measure and any(name in entry.further for entry in self.classes)
+        ]
+        width = max(len("class"), *(len(entry.name) for entry in self.classes))
+        titles = "".join(f"  {title:>9}" for _, title in columns)
+        yield f"{'class':{width}}  {measure:>7}{titles}  {unit:>11}"
+        for entry in self.classes:
+            cells = "".join(f"  {_cell(entry.further.get(name)):>9}" for name, _ in columns)
+            yield f"{entry.name:{width}}  {_cell(entry.score):>7}{cells}  {entry.count:>11,}"
+
+    def _total_line(self) -> str:
+        names = [name for name in self.scores if not any(name in others for _, others in LINES)]
+        how = self.tta if self.tta == "none" else f"{self.tta}, aggregate {self.aggregate}"
+        totals = _named({name: self.scores[name] for name in names})
+        scored = f"{self.num_scored} of {len(self.classes)} classes"
+        return f"{self.split}, {self.num_images} images, tta {how}: {totals} ({scored})"
+
+    @property
+    def num_scored(self) -> int:
+        """The classes that the means are over."""
+        return sum(entry.score is not None for entry in self.classes)
+
+
+def _cell(score: float | None) -> str:
+    return "-" if score is None else f"{score:.4f}"
+
+
+def _named(scores: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {score:.4f}" for name, score in scores.items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,14 +192,20 @@ class Outcome:
 
 
 def evaluate(
-    artifact: Artifact, dataset_root: Path, *, split: str = "val", tta: Plan = "none", aggregate: Aggregate = "mean"
+    artifact: Artifact,
+    dataset_root: Path,
+    *,
+    layout: Layout = "folder",
+    split: str = "val",
+    tta: Plan = "none",
+    aggregate: Aggregate = "mean",
 ) -> Evaluation:
     """Score an artifact on a split of a data set with the same classes.
 
     Raises:
         ValueError: the data set has no such split, other classes, or files that cannot be read.
     """
-    dataset = open_dataset(dataset_root, artifact.spec.task)
+    dataset = open_dataset(dataset_root, artifact.spec.task, layout=layout)
     _check_classes(artifact.spec.classes, dataset)
     predictor = build_predictor(artifact.spec, TorchEngine(artifact.network, device=best_device()))
     found = outcomes(
@@ -114,6 +215,7 @@ def evaluate(
         tta=tta,
         aggregate=aggregate,
         maps=measures_of(tta),
+        probabilities=True,
     )
     return assess(found, dataset, split=split, tta=tta, aggregate=aggregate, spec=artifact.spec)
 
@@ -131,17 +233,49 @@ def outcomes(
     tta: Plan = "none",
     aggregate: Aggregate = "mean",
     maps: tuple[Measure, ...] = (),
+    probabilities: bool = False,
 ) -> Iterator[Outcome]:
-    """Predict the samples in order, a few at a time; the files are read as they are needed."""
-    for first in range(0, len(samples), IMAGES_AT_ONCE):
-        group = samples[first : first + IMAGES_AT_ONCE]
+    """Predict the samples in order, a few at a time; the files are read as they are needed.
+
+    Args:
+        predictor: what predicts.
+        samples: any number.
+        ignore_index: the data set's.
+        tta: plan.
+        aggregate: of the plan's views.
+        maps: uncertainty maps wanted.
+        probabilities: keep those of all classes of every pixel, too (those of labels always are).
+    """
+    for group in _groups(samples):
         queries = [
-            Query(image_HWC=read_image(sample.image), tta=tta, aggregate=aggregate, maps=maps) for sample in group
+            Query(
+                image_HWC=image_HWC,
+                tta=tta,
+                aggregate=aggregate,
+                maps=maps,
+                probabilities="float16" if probabilities and predictor.spec.task == "segmentation" else None,
+            )
+            for _, image_HWC in group
         ]
         predictions: Sequence[Prediction] = predictor.predict(queries)
-        for sample, query, prediction in zip(group, queries, predictions, strict=True):
+        for (sample, _), query, prediction in zip(group, queries, predictions, strict=True):
             truth = read_truth(sample, ignore_index=ignore_index)
             yield _outcome(sample, query, truth, prediction, num_classes=predictor.spec.num_classes)
+
+
+def _groups(samples: Sequence[Sample]) -> Iterator[list[tuple[Sample, NDArray[np.uint8]]]]:
+    """The samples and their images, as many together as are predicted at once."""
+    group: list[tuple[Sample, NDArray[np.uint8]]] = []
+    pixels = 0
+    for sample in samples:
+        image_HWC = read_image(sample.image)
+        group.append((sample, image_HWC))
+        pixels += image_HWC.shape[0] * image_HWC.shape[1]
+        if len(group) == IMAGES_AT_ONCE or pixels >= PIXELS_AT_ONCE:
+            yield group
+            group, pixels = [], 0
+    if group:
+        yield group
 
 
 def _outcome(
@@ -182,15 +316,100 @@ def assess(
         tta: plan they were found with.
         aggregate: the same.
     """
-    confusions, pixels, images = [], PixelTally(), ImageTally(measures_of(tta))
+    tallies = _Tallies(dataset, measures=measures_of(tta))
     for outcome in found:
-        confusions.append(outcome.confusion_KK)
-        images.add(outcome.prediction, confidence=outcome.confidence, risk=outcome.risk)
+        tallies.add(outcome)
+    evaluation = summarise(tallies.confusions, dataset, split=split, tta=tta, aggregate=aggregate)
+    return evaluation.model_copy(
+        update={
+            "scores": evaluation.scores | tallies.scores(),
+            "classes": tallies.classes(evaluation.classes),
+            "certainty": tallies.certainty(),
+            "images": tuple(tallies.images),
+            "temperature": spec.calibration.temperature,
+            "selected_on": spec.provenance.selected_on,
+        }
+    )
+
+
+@dataclass
+class _Tallies:
+    """What is added up, outcome by outcome."""
+
+    dataset: Dataset
+    measures: tuple[Measure, ...]
+    confusions: list[Confusion] = field(default_factory=list)
+    images: list[ImageScore] = field(default_factory=list)
+    num_in_top: int = 0
+
+    def __post_init__(self) -> None:
+        num_classes = len(self.dataset.classes)
+        self.of_pixels, self.of_images = PixelTally(), ImageTally(self.measures)
+        self.of_contours, self.of_probabilities = BoundaryTally(num_classes), ProbabilityTally(num_classes)
+
+    def add(self, outcome: Outcome) -> None:
+        self.confusions.append(outcome.confusion_KK)
+        self.of_images.add(outcome.prediction, confidence=outcome.confidence, risk=outcome.risk)
+        self.images.append(
+            ImageScore(
+                name=Path(os.path.relpath(outcome.sample.image, self.dataset.root)).as_posix(),
+                score=1 - outcome.risk,
+                confidence=outcome.confidence,
+                uncertainty=outcome.prediction.mean_entropy,
+            )
+        )
         if isinstance(outcome.prediction, SegmentationPrediction):
-            pixels.add(outcome.truth, outcome.prediction)
-    figures = certainty(pixels, images) if dataset.task == "segmentation" else certainty(images)
-    evaluation = summarise(confusions, dataset, split=split, tta=tta, aggregate=aggregate)
-    return evaluation.model_copy(update={"certainty": figures, "temperature": spec.calibration.temperature})
+            self._add_mask(outcome.truth, outcome.prediction)
+        else:
+            probs_K = outcome.prediction.probs_K
+            self.num_in_top += int((probs_K > probs_K[outcome.truth]).sum() < TOP)
+            self.of_probabilities.add(probs_K[:, None], outcome.truth[None])
+
+    def _add_mask(self, truth_HW: NDArray[np.uint8], prediction: SegmentationPrediction) -> None:
+        self.of_pixels.add(truth_HW, prediction)
+        self.of_contours.add(truth_HW, prediction.mask_HW)
+        if prediction.probs_KHW is not None:
+            counts_HW = truth_HW != IGNORE
+            self.of_probabilities.add(prediction.probs_KHW[:, counts_HW], truth_HW[counts_HW])
+
+    def scores(self) -> dict[str, float]:
+        """All that is not from the confusion matrix alone; only those that have a value."""
+        if self.dataset.task == "classification":
+            shown = len(self.dataset.classes) > TOP and len(self.images) > 0
+            return {f"top{TOP}_accuracy": self.num_in_top / len(self.images)} if shown else {}
+        confusion_KK = merge(self.confusions, num_classes=len(self.dataset.classes))
+        found = mask_scores(confusion_KK, self.confusions) | self.of_contours.scores()
+        if len(self.dataset.classes) == 2:
+            # The class that covers more are the objects, the other one parts them.
+            found["rand_error"] = 1 - float(self.of_contours.class_rand()[confusion_KK.sum(axis=1).argmax()])
+        return _known(found)
+
+    def classes(self, classes: tuple[ClassScore, ...]) -> tuple[ClassScore, ...]:
+        """The classes with what their contours and probabilities score."""
+        columns: dict[str, Sequence[float]] = {}
+        if self.dataset.task == "segmentation":
+            columns |= {f"boundary_iou_{width}": self.of_contours.boundary_iou(width).tolist() for width in WIDTHS}
+            columns["boundary_f1"] = self.of_contours.class_f1().tolist()
+        if len(classes) == 2 and self.of_contours.rand_K:
+            columns["rand_f1"] = self.of_contours.class_rand().tolist()
+        if self.of_probabilities.count:
+            columns["ece"] = self.of_probabilities.class_errors()
+        return tuple(
+            entry.model_copy(
+                update={"further": entry.further | _known({name: values[k] for name, values in columns.items()})}
+            )
+            for k, entry in enumerate(classes)
+        )
+
+    def certainty(self) -> Certainty | None:
+        probabilities = self.of_probabilities if self.of_probabilities.count else None
+        if self.dataset.task == "segmentation":
+            return certainty(self.of_pixels, self.of_images, probabilities=probabilities)
+        return certainty(self.of_images, probabilities=probabilities)
+
+
+def _known(scores: Mapping[str, float]) -> dict[str, float]:
+    return {name: score for name, score in scores.items() if not math.isnan(score)}
 
 
 def summarise(
@@ -201,11 +420,12 @@ def summarise(
     tta: Plan = "none",
     aggregate: Aggregate = "mean",
 ) -> Evaluation:
-    """The evaluation that the images' confusion matrices add up to."""
+    """The evaluation that the images' confusion matrices add up to; cheap enough for every epoch of a training."""
     matrices = list(confusions)
     confusion_KK = merge(matrices, num_classes=len(dataset.classes))
-    score_K = class_iou(confusion_KK) if dataset.task == "segmentation" else class_recall(confusion_KK)
-    count_K = confusion_KK.sum(axis=1)
+    recall_K, precision_K = class_recall(confusion_KK).tolist(), class_precision(confusion_KK).tolist()
+    score_K = class_iou(confusion_KK).tolist() if dataset.task == "segmentation" else recall_K
+    count_K = confusion_KK.sum(axis=1).tolist()
     return Evaluation(
         task=dataset.task,
         split=split,
@@ -214,9 +434,15 @@ def summarise(
         aggregate=aggregate,
         scores=scores(confusion_KK, task=dataset.task),
         classes=tuple(
-            ClassScore(name=entry.name, score=None if math.isnan(score) else score, count=count)
-            for entry, score, count in zip(dataset.classes, score_K.tolist(), count_K.tolist(), strict=True)
+            ClassScore(
+                name=entry.name,
+                score=None if math.isnan(score_K[k]) else score_K[k],
+                count=count_K[k],
+                further=_known({"recall": recall_K[k], "precision": precision_K[k]}),
+            )
+            for k, entry in enumerate(dataset.classes)
         ),
+        confusion=tuple(map(tuple, confusion_KK.tolist())),
     )
 
 

@@ -1,4 +1,4 @@
-"""What a finished run shows: a table by class, the curves of the training, and its best and worst val images.
+"""What a finished run shows: its page, a table by class, the curves of the training, its best and worst val images.
 
 Figures are drawn without pyplot, so that nothing global changes.
 
@@ -7,7 +7,9 @@ Dimensions: H, W, C channels, K classes.
 
 import csv
 import io
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,38 +19,119 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
+from segserve.artifact import Artifact
+from segserve.engines.torch_engine import TorchEngine, best_device
 from segserve.png import encode_png
-from segserve.predictor import Predictor
-from segserve.spec import ClassSpec, Color, Task
+from segserve.predictor import Predictor, build_predictor
+from segserve.spec import ClassSpec, Color, ModelSpec, Task
 from training.data import IGNORE, read_image
-from training.evaluate import Evaluation, Outcome, outcomes, summarise
+from training.evaluate import Evaluation, Outcome, assess, measures_of, outcomes
 from training.layouts import Dataset
-from training.metrics import image_miou
+from training.page import Page
+from training.pictures import ERROR_COLOR, VOID_COLOR, error_map, paint
 from training.run import CLASSES, CURVES, EXAMPLE, SAMPLES, SCORES, EpochLog, Run
 
+PAGE = "report.html"
+
 INK, FAINT, BLUE, ORANGE, GREEN, RED = "#1f2430", "#d9dce3", "#2f6fb3", "#e07b27", "#2d8a57", "#cf2e3c"
-ERROR_COLOR, VOID_COLOR = (214, 0, 147), (235, 236, 240)
 
 MOST_SAMPLES: dict[Task, int] = {"segmentation": 3, "classification": 6}
 """How many of the best, and how many of the worst, are drawn."""
+MOST_SHOWN: dict[Task, int] = {"segmentation": 4, "classification": 12}
+"""How many of a kind the page shows."""
 
 
 def write_report(run: Run, predictor: Predictor, dataset: Dataset, history: Sequence[EpochLog]) -> Evaluation:
-    """Score the val split once more and write the run's pictures, tables and, last of all, its scores."""
+    """Score the val split once more and write the run's page, pictures, tables and, last of all, its scores."""
     samples = dataset.split("val")
-    matrices, ratings = [], []
-    for outcome in outcomes(predictor, samples, ignore_index=dataset.ignore_index):
-        matrices.append(outcome.confusion_KK)
-        ratings.append(rating(outcome, task=dataset.task))
-    evaluation = summarise(matrices, dataset, split="val")
+    found = outcomes(
+        predictor, samples, ignore_index=dataset.ignore_index, maps=measures_of("none"), probabilities=True
+    )
+    evaluation = assess(found, dataset, spec=predictor.spec, split="val", tta="none", aggregate="mean")
+    ratings = [image.rating(dataset.task) for image in evaluation.images]
     chosen = [samples[index] for index in extremes(ratings, most=MOST_SAMPLES[dataset.task])]
     shown = list(outcomes(predictor, chosen, ignore_index=dataset.ignore_index))
+    run.write(PAGE, page_of(predictor, dataset, evaluation, history=history).html())
     run.write(SAMPLES, samples_png(shown, classes=dataset.classes, task=dataset.task))
     run.write(CURVES, curves_png(history))
     run.write(CLASSES, class_csv(evaluation))
     run.write(EXAMPLE, encode_png(Image.fromarray(read_image(samples[0].image))))
     run.write(SCORES, evaluation.model_dump_json(indent=1) + "\n")
     return evaluation
+
+
+def write_page(path: Path, artifact: Artifact, dataset: Dataset, evaluation: Evaluation) -> None:
+    """Write the page of an artifact's evaluation.
+
+    Args:
+        path: the HTML file, written whole or not at all.
+        artifact: what was evaluated.
+        dataset: on which.
+        evaluation: what `training.evaluate.evaluate` found.
+    """
+    predictor = build_predictor(artifact.spec, TorchEngine(artifact.network, device=best_device()))
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(page_of(predictor, dataset, evaluation).html(), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def page_of(
+    predictor: Predictor, dataset: Dataset, evaluation: Evaluation, *, history: Sequence[EpochLog] = ()
+) -> Page:
+    """The page of what the predictor scored on a data set; the images it shows are predicted once more."""
+    return Page(
+        title=f"{predictor.spec.name} on {dataset.root.name}/{evaluation.split}",
+        protocol=protocol(predictor.spec, evaluation),
+        evaluation=evaluation,
+        classes=dataset.classes,
+        samples=page_samples(predictor, dataset, evaluation),
+        history=history,
+        configuration=predictor.spec.provenance.recipe,
+    )
+
+
+def protocol(spec: ModelSpec, evaluation: Evaluation) -> list[str]:
+    """What was scored, and how it was chosen, in sentences."""
+    temperature = spec.calibration.temperature
+    return [
+        _weights(evaluation),
+        f"Images of split {evaluation.split} at their own size, by the path the service takes.",
+        "All pixels of the split are counted together; where scores are means over images, it is said below."
+        if spec.task == "segmentation"
+        else "Every image counts once.",
+        f"The logits are divided by a temperature of {temperature:.3g}"
+        + (f", fitted on split {spec.calibration.split}." if temperature != 1 else ": not calibrated."),
+    ]
+
+
+def _weights(evaluation: Evaluation) -> str:
+    if evaluation.selected_on is None:
+        return "Scored are the weights' moving average (EMA) after the last step; no epoch was chosen by its score."
+    return (
+        f"Scored are the weights' moving average (EMA) of the epoch that was best on {evaluation.selected_on}: "
+        f"scores on {evaluation.selected_on} are too good, having been chosen."
+    )
+
+
+def page_samples(predictor: Predictor, dataset: Dataset, evaluation: Evaluation) -> dict[str, list[Outcome]]:
+    """The worst, the most uncertain and the best images, predicted once more as the evaluation did; none twice."""
+    images, samples, most = evaluation.images, dataset.split(evaluation.split), MOST_SHOWN[dataset.task]
+    worst = sorted(range(len(images)), key=lambda index: images[index].rating(dataset.task))
+    doubtful = sorted(range(len(images)), key=lambda index: -images[index].uncertainty)
+    groups: dict[str, list[int]] = {}
+    for heading, order in (("Worst", worst), ("Most uncertain", doubtful), ("Best", worst[::-1])):
+        taken = {index for group in groups.values() for index in group}
+        groups[heading] = [index for index in order if index not in taken][:most]
+    chosen = [samples[index] for group in groups.values() for index in group]
+    found = outcomes(
+        predictor,
+        chosen,
+        ignore_index=dataset.ignore_index,
+        tta=evaluation.tta,
+        aggregate=evaluation.aggregate,
+        maps=("entropy",),
+    )
+    return {heading: [next(found) for _ in group] for heading, group in groups.items()}
 
 
 def class_csv(evaluation: Evaluation) -> str:
@@ -60,17 +143,6 @@ def class_csv(evaluation: Evaluation) -> str:
     for entry in evaluation.classes:
         writer.writerow((entry.name, "" if entry.score is None else f"{entry.score:.6f}", entry.count))
     return buffer.getvalue()
-
-
-def rating(outcome: Outcome, *, task: Task) -> float:
-    """How well one image came out.
-
-    Segmentation: mean IoU over the classes in its truth or prediction, 0 to 1. Classification: the probability of the
-    predicted class if that is right, minus it if it is wrong, so that the most confident mistakes come last.
-    """
-    if task == "segmentation":
-        return image_miou(outcome.confusion_KK)
-    return outcome.confidence if outcome.truth == outcome.predicted else -outcome.confidence
 
 
 def extremes(ratings: Sequence[float], *, most: int) -> list[int]:
@@ -139,9 +211,9 @@ def _draw_masks(shown: Sequence[Outcome], classes: tuple[ClassSpec, ...]) -> Fig
     for row, outcome in zip(rows, shown, strict=True):
         wrong = np.mean((outcome.predicted != outcome.truth)[outcome.truth != IGNORE]) if outcome.truth.size else 0.0
         pictures = {
-            f"{outcome.sample.image.stem}, mIoU {rating(outcome, task='segmentation'):.3f}": outcome.image_HWC,
-            "truth": _paint(outcome.truth, classes),
-            "prediction": _paint(outcome.predicted, classes),
+            f"{outcome.sample.image.stem}, mIoU {1 - outcome.risk:.3f}": outcome.image_HWC,
+            "truth": paint(outcome.truth, classes),
+            "prediction": paint(outcome.predicted, classes),
             f"{wrong:.1%} wrong": error_map(outcome),
         }
         for axes, (title, picture_HWC) in zip(row, pictures.items(), strict=True):
@@ -179,25 +251,8 @@ def _show(axes: Any, picture_HWC: NDArray[np.uint8], *, title: str, color: str =
     axes.spines[:].set_color(FAINT)
 
 
-def _paint(mask_HW: NDArray[np.uint8], classes: tuple[ClassSpec, ...]) -> NDArray[np.uint8]:
-    """The mask in its classes' colours, (H, W, 3) uint8."""
-    palette_K3 = np.full((256, 3), VOID_COLOR, dtype=np.uint8)
-    palette_K3[: len(classes)] = [entry.color for entry in classes]
-    return palette_K3[mask_HW]
-
-
 def _hex(color: Color) -> str:
     return "#{:02x}{:02x}{:02x}".format(*color)
-
-
-def error_map(outcome: Outcome) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8: the image in pale gray, wrong pixels in `ERROR_COLOR`, what is not counted nearly white."""
-    gray_HW = 110 + outcome.image_HWC.mean(axis=2) / 255 * 120
-    map_HWC = np.repeat(gray_HW[..., None], 3, axis=2).astype(np.uint8)
-    counts_HW = outcome.truth != IGNORE
-    map_HWC[~counts_HW] = VOID_COLOR
-    map_HWC[counts_HW & (outcome.predicted != outcome.truth)] = ERROR_COLOR
-    return map_HWC
 
 
 def _png(figure: Figure, *, dpi: int) -> bytes:
