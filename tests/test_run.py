@@ -1,3 +1,5 @@
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,10 +32,13 @@ def _checkpoint(spec: ModelSpec, *, epochs: int) -> Checkpoint:
             EpochLog(epoch=i + 1, loss=0.1 * i, learning_rate=1e-3, seconds=1.5, scores={"miou": 0.3})
             for i in range(epochs)
         ),
+        losses=(0.25, 0.5),
+        seconds=0.75,
         network=weights,
         averaged=weights,
         num_averaged=17,
         optimizer={"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
+        best=None,
     )
 
 
@@ -44,8 +49,29 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path, spec: ModelSpec) -> N
     loaded = run.load()
     assert loaded is not None
     assert (loaded.spec, loaded.history, loaded.num_averaged) == (saved.spec, saved.history, 17)
+    assert (loaded.losses, loaded.seconds, loaded.best) == ((0.25, 0.5), 0.75, None)
     assert torch.equal(loaded.network["weight"], saved.network["weight"])
     assert loaded.optimizer["state"][0]["step"].item() == 3
+
+
+def test_the_result_is_the_last_average_or_the_best_where_there_is_one(spec: ModelSpec) -> None:
+    saved, best = _checkpoint(spec, epochs=1), {"weight": torch.ones(4)}
+    assert saved.result is saved.averaged
+    assert replace(saved, best=best).result is best
+
+
+def test_the_content_is_on_the_disk_before_the_name(
+    tmp_path: Path, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[tuple[str, int]] = []
+    replace_file, flush = os.replace, os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (done.append(("flushed", os.fstat(file).st_ino)), flush(file)))
+    monkeypatch.setattr(
+        os, "replace", lambda old, new: (done.append(("named", old.stat().st_ino)), replace_file(old, new))
+    )
+    Run(tmp_path).save(_checkpoint(spec, epochs=1))
+    content, folder = (tmp_path / "checkpoint.pt").stat().st_ino, tmp_path.stat().st_ino
+    assert done == [("flushed", content), ("named", content), ("flushed", folder)]
 
 
 def test_a_save_that_dies_leaves_the_last_checkpoint(

@@ -77,6 +77,8 @@ def train(recipe: Recipe, *, run_dir: Path, device: torch.device | None = None) 
         elif ranks.is_first:
             epoch = f"epoch {len(learner.history) + 1} of {recipe.optim.epochs}"
             _say(f"{run_dir}: goes on after step {learner.step} of {learner.num_steps}, in {epoch}")
+        if ranks.is_first:
+            _say(learner.batches.place)
         with stop_request() as request:
             _train_epochs(learner, run, dataset, request)
         if ranks.is_first:
@@ -181,7 +183,8 @@ def _backward(learner: Learner, images_BCHW: Tensor, truths_B: Tensor) -> Tensor
     the mean over the whole batch. Losses of regions, such as Dice, and batch norm see one part at a time.
     """
     count, ranks = learner.recipe.optim.accumulate, learner.ranks
-    parts = list(zip(images_BCHW.tensor_split(count), truths_B.tensor_split(count), strict=True))
+    targets_B = truths_B if truths_B.is_floating_point() else truths_B.long()
+    parts = list(zip(images_BCHW.tensor_split(count), targets_B.tensor_split(count), strict=True))
     shares = _shares(learner, [truths for _, truths in parts])
     total = torch.zeros((), device=learner.device)
     for index, (images, truths) in enumerate(parts):
@@ -201,16 +204,15 @@ def _shares(learner: Learner, truths: Sequence[Tensor]) -> Tensor:
 
 
 def _loss(learner: Learner, images_BCHW: Tensor, truths_B: Tensor, *, part: int) -> Tensor:
-    """Forward pass and loss of one part of a batch: images 0 to 255, truths class indices or shares."""
+    """Forward pass and loss of one part of a batch: images 0 to 255, truths int64 class indices or float shares."""
     x_BCHW = normalise(images_BCHW, learner.spec.preprocess).to(memory_format=torch.channels_last)
     learner.network.train()
     with autocast(learner.device, learner.precision), seeded(*_key(learner, part)):
         logits = learner.replica(x_BCHW)
-    targets_B = truths_B if truths_B.is_floating_point() else truths_B.long()
-    loss = learner.objective(logits, targets_B, progress=learner.step / learner.num_steps)
+    loss = learner.objective(logits, truths_B, progress=learner.step / learner.num_steps)
     if learner.teacher is None:
         return loss
-    return loss + learner.teacher.loss(logits, images_BCHW, targets_B)
+    return loss + learner.teacher.loss(logits, images_BCHW, truths_B)
 
 
 def _key(learner: Learner, part: int) -> tuple[int, ...]:

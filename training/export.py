@@ -13,7 +13,7 @@ from torch import Tensor
 
 from segserve.artifact import Artifact, save_artifact
 from segserve.engines.torch_engine import TorchEngine, best_device
-from segserve.networks import build_network
+from segserve.networks import build_network, served_weights
 from segserve.prediction import Query, SegmentationPrediction
 from segserve.predictor import Engine, build_predictor
 from segserve.spec import CalibrationSpec, ModelSpec
@@ -34,7 +34,7 @@ LEAST_FLOAT16 = 2.0**-24
 
 
 def export_run(run_dir: Path, out: Path, *, calibrate: bool = True) -> Artifact:
-    """Write the artifact of a run: the averaged weights, the spec with the val scores, an image of val as the example.
+    """Write the artifact of a run: its resulting weights, the spec with the val scores, an image of val as the example.
 
     Args:
         run_dir: a folder that `segserve train` has finished.
@@ -54,7 +54,7 @@ def export_run(run_dir: Path, out: Path, *, calibrate: bool = True) -> Artifact:
         checkpoint.spec, {f"{evaluation.split}_{key}": score for key, score in evaluation.scores.items()}
     )
     network = build_network(spec.network, task=recipe.task, num_classes=spec.num_classes)
-    network.load_state_dict(checkpoint.averaged)
+    network.load_state_dict(served_weights(checkpoint.averaged))
     if calibrate:
         try:
             dataset = _dataset_of(recipe, spec)

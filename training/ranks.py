@@ -62,7 +62,9 @@ def unshared(replica: nn.Module) -> AbstractContextManager[object]:
 
 @contextmanager
 def joined_ranks(device: torch.device) -> Iterator[Ranks]:
-    """This process among those that torchrun started, or alone where it did not; can be entered within itself.
+    """This process among those that torchrun started, or alone where it did not.
+
+    It can be entered within itself, but not again after it was left: torch's store keeps the first time's addresses.
 
     Args:
         device: on which it computes, see `device_of_rank`.
