@@ -6,10 +6,11 @@ import torch
 import torchvision
 from torch import nn
 
+from segserve.networks.weights import IMAGENET_MEAN
 from training.config import Recipe
 from training.data import channel_statistics, data_digest
 from training.layouts import open_dataset
-from training.learner import IMAGENET_MEAN, Learner, averaged_network, build_learner
+from training.learner import Learner, averaged_network, build_learner
 from training.synthetic import write_segmentation_set
 
 
@@ -41,7 +42,7 @@ def test_the_spec_tells_what_the_network_is_trained_with(root: Path) -> None:
     spec, provenance = learner.spec, learner.spec.provenance
     assert (spec.name, spec.task, spec.network.encoder_weights) == ("small", "segmentation", "none")
     assert [entry.name for entry in spec.classes] == ["background", "cell", "washer", "fibre", "star"]
-    assert (spec.preprocess.mean, spec.preprocess.std) == channel_statistics([image for image, _ in learner.data])
+    assert (spec.preprocess.mean, spec.preprocess.std) == channel_statistics(image for image, _ in learner.batches.data)
     assert (provenance.seed, provenance.recipe["seed"], provenance.scores) == (3, 3, {})
     assert provenance.data_digest == data_digest(open_dataset(root, "segmentation"), ["train"])
     assert provenance.commit == "unknown" or len(provenance.commit.removesuffix("-dirty")) == 40

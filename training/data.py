@@ -6,7 +6,7 @@ Dimensions: C channels, H, W.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +65,7 @@ def resize_mask(mask_HW: Tensor, size: Size) -> Tensor:
     return resized_1HW[0]
 
 
-def channel_statistics(images: Sequence[Tensor]) -> tuple[Channels, Channels]:
+def channel_statistics(images: Iterable[Tensor]) -> tuple[Channels, Channels]:
     """Mean and standard deviation of each channel over all pixels of uint8 images (3, H, W), scaled to 0..1."""
     values_256 = torch.arange(256, dtype=torch.float64) / 255
     histogram_C256 = torch.zeros(3, 256, dtype=torch.float64)

@@ -20,12 +20,11 @@ from segserve.networks import Network, build_network, load_encoder_weights, pret
 from segserve.predictor import Predictor, build_predictor
 from segserve.spec import ModelSpec, NetworkSpec, PreprocessSpec, Provenance
 from training.augment import Augment, seeded
-from training.batches import Batches
+from training.batches import Batches, DecodedSamples, held
 from training.config import OptimSettings, Recipe
-from training.data import Channels, channel_statistics, data_digest, load_sample
+from training.data import Channels, channel_statistics, data_digest
 from training.distillation import Teacher
 from training.layouts import Dataset
-from training.losses.cross_entropy import class_counts
 from training.losses.objective import Objective
 from training.metrics import HEADLINE
 from training.ranks import Ranks
@@ -141,12 +140,11 @@ def build_learner(
             weights cannot be had, or a batch cannot be divided as it must be.
     """
     sizes = PreprocessSpec(**recipe.preprocess.model_dump(), mean=(0, 0, 0), std=(1, 1, 1))
-    data = [
-        load_sample(sample, ignore_index=dataset.ignore_index, preprocess=sizes) for sample in dataset.split("train")
-    ]
+    samples = DecodedSamples(dataset.split("train"), ignore_index=dataset.ignore_index, preprocess=sizes)
+    data = held(samples, num_ranks=ranks.count)
     if len(data) < 2:
         raise ValueError(f"expected at least 2 images in split train of {dataset.root}, but got 1: add some")
-    mean, std = channel_statistics([image_CHW for image_CHW, _ in data])
+    mean, std = channel_statistics(image_CHW for image_CHW, _ in data)
     with seeded(recipe.seed):
         network = build_network(
             _network_spec(recipe) if checkpoint is None else checkpoint.spec.network,
@@ -172,12 +170,15 @@ def build_learner(
         ranks=ranks,
         network=network,
         replica=ranks.replica(network, device),
-        objective=_objective(recipe, dataset, data),
+        objective=Objective(
+            recipe.loss,
+            task=recipe.task,
+            num_classes=len(dataset.classes),
+            truths=(truth for _, truth in data),
+        ),
         averaged=averaged,
         optimizer=_optimizer(network, recipe.optim),
-        teacher=None
-        if recipe.distillation is None
-        else Teacher.load(recipe.distillation, student=spec, device=device),
+        teacher=None if recipe.distillation is None else Teacher.load(recipe.distillation, student=spec, device=device),
     )
     if checkpoint is not None:
         learner.restore(checkpoint)
@@ -204,11 +205,6 @@ def _batches(
             "raise optim.batch_size or lower optim.accumulate"
         )
     return batches
-
-
-def _objective(recipe: Recipe, dataset: Dataset, data: Sequence[tuple[Tensor, Tensor]]) -> Objective:
-    counts_NK = class_counts((truth for _, truth in data), num_classes=len(dataset.classes))
-    return Objective(recipe.loss, task=recipe.task, class_counts_NK=counts_NK)
 
 
 def _network_spec(recipe: Recipe) -> NetworkSpec:
