@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from typing import Any, get_args
 
 import pytest
@@ -14,7 +15,7 @@ from training.losses.objective import Objective
 from training.losses.overlap import soft_dice, soft_jaccard, soft_tversky
 from training.losses.terms import LossSettings, Term
 
-COUNTS_NK = torch.tensor([[90, 10, 0, 0], [40, 20, 20, 0]])
+TRAINING = [torch.tensor([[0, 0, 0, 1], [0, 0, 0, IGNORE]]), torch.tensor([[0, 0, 1, 2]])]
 KINDS = [get_args(member.model_fields["kind"].annotation)[0] for member in get_args(get_args(Term)[0])]
 OPTIONS: dict[str, dict[str, Any]] = {
     "focal": {"gamma": 1.5},
@@ -25,7 +26,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 def _objective(*terms: dict[str, Any], **section: Any) -> Objective:
     settings = LossSettings.model_validate({"terms": list(terms), **section})
-    return Objective(settings, task="segmentation", class_counts_NK=COUNTS_NK)
+    return Objective(settings, task="segmentation", num_classes=4, truths=TRAINING)
 
 
 def _of_kind(kind: str, **section: Any) -> Objective:
@@ -172,15 +173,34 @@ def test_parts_of_a_batch_weighed_by_their_mass_are_the_batch(kind: str) -> None
 
 def test_labels_and_shares_of_labels() -> None:
     logits_BK, labels_B = torch.randn(4, 3), torch.tensor([0, 2, 1, IGNORE])
-    counts_NK = torch.tensor([[0, 0, 1], [1, 0, 0], [0, 1, 0], [1, 0, 0]])
+    training = [torch.tensor(label) for label in (2, 0, 1, 0)]
     settings = LossSettings(class_weights="median-frequency")
-    loss = Objective(settings, task="classification", class_counts_NK=counts_NK)
+    loss = Objective(settings, task="classification", num_classes=3, truths=training)
     weights_K = torch.tensor([0.5, 1, 1])  # of labels, f is the share of all images
     expected = cross_entropy(logits_BK, labels_B, class_weights_K=weights_K)
     assert loss(logits_BK, labels_B, progress=0).item() == pytest.approx(expected.item())
     shares_BK = torch.full((4, 3), 1 / 3)
     expected = cross_entropy(logits_BK, shares_BK, class_weights_K=weights_K)
     assert loss(logits_BK, shares_BK, progress=0).item() == pytest.approx(expected.item())
+
+
+def test_weights_by_frequency_come_from_the_training_masks() -> None:
+    """Shares 8/11 (of both), 2/11, 1/4 (of the second alone), none; the median is 1/4."""
+    logits_BKHW, masks_BHW = example()
+    weights_K = torch.tensor([0.25 * 11 / 8, 0.25 * 11 / 2, 1, 0])
+    for rule, expected_K in {"median-frequency": weights_K, "inverse-sqrt": weights_K.sqrt()}.items():
+        found = _objective({"kind": "cross-entropy"}, class_weights=rule)(logits_BKHW, masks_BHW, progress=0)
+        assert found.item() == pytest.approx(
+            cross_entropy(logits_BKHW, masks_BHW, class_weights_K=expected_K).item(), rel=1e-5
+        )
+
+
+def test_training_truths_are_not_looked_at_without_need() -> None:
+    def broken() -> Iterator[Tensor]:
+        raise AssertionError("looked at")
+        yield
+
+    Objective(LossSettings(), task="segmentation", num_classes=4, truths=broken())
 
 
 def test_another_number_of_weights_than_classes_is_refused() -> None:

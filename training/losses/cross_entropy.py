@@ -10,13 +10,13 @@ so.
 """
 
 from collections.abc import Iterable
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from training.data import IGNORE
-from training.losses.terms import WeightRule
 
 
 def cross_entropy(
@@ -104,8 +104,8 @@ def class_counts(truths: Iterable[Tensor], *, num_classes: int) -> Tensor:
     return torch.stack(counts)
 
 
-def class_weights(rule: WeightRule, counts_NK: Tensor) -> Tensor | None:
-    """Weights that are 1 for a class of median frequency f, and more for rarer ones; None for the rule `none`.
+def class_weights(rule: Literal["median-frequency", "inverse-sqrt"], counts_NK: Tensor) -> Tensor:
+    """Weights that are 1 for a class of median frequency f, and more for rarer ones.
 
     - `median-frequency`: median(f) / f_k.
     - `inverse-sqrt`: the square root of that, which is milder.
@@ -118,10 +118,8 @@ def class_weights(rule: WeightRule, counts_NK: Tensor) -> Tensor | None:
         counts_NK: int64, pixels of each class in each image; labels are summed to one row before.
 
     Returns:
-        (K,) float32, or None.
+        (K,) float32.
     """
-    if rule == "none":
-        return None
     counts_NK = counts_NK.double()
     around_K = (counts_NK.sum(dim=1, keepdim=True) * (counts_NK > 0)).sum(dim=0)
     frequency_K = counts_NK.sum(dim=0) / around_K.clamp(min=1)

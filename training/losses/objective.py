@@ -6,14 +6,14 @@ https://arxiv.org/abs/1409.5185.
 Dimensions: B batch, K classes, H, W, N images of the training split.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 from segserve.spec import Task
 from training.losses.border import border_weights, boundary_loss, relaxed_cross_entropy, signed_distances
-from training.losses.cross_entropy import class_weights, cross_entropy, element_weights, focal
+from training.losses.cross_entropy import class_counts, class_weights, cross_entropy, element_weights, focal
 from training.losses.lovasz import lovasz_softmax
 from training.losses.overlap import soft_dice, soft_jaccard, soft_tversky
 from training.losses.terms import (
@@ -37,19 +37,21 @@ Loss = Callable[[Tensor], Tensor]
 class Objective:
     """A recipe's [loss] section, as a function of logits, truths and the progress of the run."""
 
-    def __init__(self, settings: LossSettings, *, task: Task, class_counts_NK: Tensor) -> None:
+    def __init__(self, settings: LossSettings, *, task: Task, num_classes: int, truths: Iterable[Tensor]) -> None:
         """Fix the weights of the classes.
 
         Args:
             settings: the section.
-            task: decides what "an image with the class" means for the weights: nothing for labels.
-            class_counts_NK: of the training truths, see `class_counts`.
+            task: of labels, all images count for every class's frequency, not only those that have it.
+            num_classes: K.
+            truths: the training masks (H, W) or labels (), class indices or `IGNORE`; looked at only where the section
+                asks for weights by frequency.
 
         Raises:
             ValueError: the section has more or fewer weights than there are classes.
         """
         self.settings = settings
-        self.class_weights_K = _weights(settings, task, class_counts_NK)
+        self.class_weights_K = _weights(settings, task, num_classes, truths)
 
     def __call__(self, logits: Tensor | tuple[Tensor, ...], truths: Tensor, *, progress: float) -> Tensor:
         """The loss of one batch.
@@ -121,11 +123,13 @@ def _sum(terms: list[tuple[float, Loss]], logits: Tensor) -> Tensor:
     return torch.stack([weight * loss(logits) for weight, loss in terms]).sum()
 
 
-def _weights(settings: LossSettings, task: Task, class_counts_NK: Tensor) -> Tensor | None:
-    given, num_classes = settings.class_weights, class_counts_NK.shape[1]
-    if not isinstance(given, tuple):
-        counts_NK = class_counts_NK if task == "segmentation" else class_counts_NK.sum(dim=0, keepdim=True)
-        return class_weights(given, counts_NK)
+def _weights(settings: LossSettings, task: Task, num_classes: int, truths: Iterable[Tensor]) -> Tensor | None:
+    given = settings.class_weights
+    if given == "none":
+        return None
+    if isinstance(given, str):
+        counts_NK = class_counts(truths, num_classes=num_classes)
+        return class_weights(given, counts_NK if task == "segmentation" else counts_NK.sum(dim=0, keepdim=True))
     if len(given) != num_classes:
         raise ValueError(
             f"expected loss.class_weights to have a number for each of the {num_classes} classes, "

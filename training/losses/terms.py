@@ -6,8 +6,6 @@ from pydantic import Field, field_validator, model_validator
 
 from segserve.settings import Settings
 
-WeightRule = Literal["none", "median-frequency", "inverse-sqrt"]
-
 Per = Literal["batch", "image"]
 """Over what sums run before their quotient is taken: a batch comes near the data set's score, an image near its own."""
 
@@ -114,7 +112,7 @@ WEIGHTED = ("cross-entropy", "focal", "border", "relaxation")
 class LossSettings(Settings):
     """What is minimised: the sum of the terms."""
 
-    class_weights: WeightRule | tuple[float, ...] = "none"
+    class_weights: Literal["none", "median-frequency", "inverse-sqrt"] | tuple[float, ...] = "none"
     """How much a pixel (or an image) of each class counts, in the cross-entropies and focal; or one number a class."""
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Share of the target spread evenly over the classes, in cross-entropy and border."""
