@@ -11,14 +11,17 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from pydantic import Field, model_validator
 
-from segserve.png import encode_index_png
+from segserve.png import encode_png
 from segserve.settings import Settings
+from segserve.spec import ClassSpec
 from training.layouts import Dataset, open_dataset
 from training.layouts.folder import label_rows
 from training.lint.encoding import distances, is_gray, name_of
 from training.lint.survey import INDEX_MODES, StoredMask, over_files, pack, read_stored
+from training.pictures import VOID_COLOR
 
 RECORD = "conversion.json"
 VOID_NAMES = ("void", "ignore", "unlabelled", "unlabeled")
@@ -130,7 +133,7 @@ def _converted(path: Path, reader: "_Reader", source: Path, draft: Path) -> File
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():
         return ValueError(f"{name}: expected one mask of this name, but there is another: remove one")
-    target.write_bytes(encode_index_png(mask_HW, reader.classes))
+    target.write_bytes(_index_png(mask_HW, reader.classes))
     return FileChange(
         file=target.relative_to(draft).as_posix(),
         source=name,
@@ -138,6 +141,15 @@ def _converted(path: Path, reader: "_Reader", source: Path, draft: Path) -> File
         rounded=int((distance_HW > 0).sum()),
         farthest=int(distance_HW.max(initial=0)),
     )
+
+
+def _index_png(mask_HW: NDArray[np.uint8], classes: tuple[ClassSpec, ...]) -> bytes:
+    """A palette PNG whose palette is full, since Pillow stores no index beyond a shorter one: void is pale gray."""
+    palette_V3 = np.full((256, 3), VOID_COLOR, dtype=np.uint8)
+    palette_V3[: len(classes)] = [entry.color for entry in classes]
+    image = Image.fromarray(mask_HW)
+    image.putpalette(palette_V3.ravel().tolist())
+    return encode_png(image)
 
 
 class _Reader:

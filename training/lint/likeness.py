@@ -55,7 +55,7 @@ class Pairs:
 
 def thumbnail(image_HWC: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Gray means of areas, (S, S) float32 in 0..255, of RGB (H, W, 3)."""
-    small = Image.fromarray(image_HWC).resize((SIDE, SIDE), Image.Resampling.BOX, reducing_gap=2.0)
+    small = Image.fromarray(image_HWC).resize((SIDE, SIDE), Image.Resampling.BOX)
     return np.asarray(small.convert("L"), dtype=np.float32)
 
 

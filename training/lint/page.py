@@ -17,12 +17,13 @@ from PIL import Image
 from training.data import read_image
 from training.lint.findings import NOT_BY_FILE, ClassSummary, Finding, Kind, Report
 from training.lint.survey import StoredMask, read_stored, unpack
+from training.pictures import VOID_COLOR
 
 MOST_FILES = 6
 """Files a finding shows; the names of all are in a list that opens."""
 HEIGHT, WIDTH = 132, 220
 """Of a picture, in pixels, at most."""
-VOID_COLOR, STRANGE_COLOR = (235, 236, 240), (255, 0, 200)
+STRANGE_COLOR = (255, 0, 200)
 AS_STORED: tuple[Kind, ...] = ("gray_mask", "jpeg_mask", "other_masks")
 """Kinds whose masks are not painted in the classes' colours."""
 
