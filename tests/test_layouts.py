@@ -1,10 +1,19 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
-from training.layouts import PALETTE, detect_task, open_dataset
+from cli import main
+from training.config import Layout, Recipe
+from training.data import read_truth
+from training.engine import train
+from training.export import export_run
+from training.layouts import OPENERS, PALETTE, detect_task, open_dataset
 
 Write = Callable[..., Path]
 
@@ -151,3 +160,75 @@ def test_a_missing_folder_table_or_split_is_refused(write: Write, tmp_path: Path
     dataset = open_dataset(write("images/train/a.png", "masks/train/a.png"), "segmentation")
     with pytest.raises(ValueError, match="to have images in split 'test', but it has train: add them"):
         dataset.split("test")
+
+
+# --- the other layouts ---
+
+
+def test_every_layout_of_a_recipe_can_be_opened() -> None:
+    assert tuple(OPENERS) == get_args(Layout)
+
+
+@pytest.mark.parametrize("layout", ["coco", "voc", "cityscapes"])
+def test_no_classifier_is_trained_of_masks(tmp_path: Path, layout: Layout) -> None:
+    with pytest.raises(ValueError, match=rf"segmentation with layout {layout}, but got classification, .* or pet"):
+        open_dataset(tmp_path, "classification", layout=layout)
+
+
+@pytest.mark.parametrize("layout", get_args(Layout))
+def test_a_folder_without_what_the_layout_needs_is_refused_with_its_name(tmp_path: Path, layout: Layout) -> None:
+    with pytest.raises(ValueError, match=rf"expected .*{tmp_path.name}.*, but (it|there)"):
+        open_dataset(tmp_path, "segmentation", layout=layout)
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> Path:
+    """Gray images with one bright square each, which is an instance."""
+    root = tmp_path / "squares"
+    (root / "annotations").mkdir(parents=True)
+    for split, number in (("train", 4), ("val", 2)):
+        images, annotations = [], []
+        (root / split).mkdir()
+        for index in range(number):
+            left = 4 * index + len(split)
+            image_HWC = np.full((32, 48, 3), 60 + index, dtype=np.uint8)
+            image_HWC[8:24, left : left + 16] = 220
+            Image.fromarray(image_HWC).save(root / split / f"{index}.png")
+            images.append({"id": index, "file_name": f"{index}.png", "height": 32, "width": 48})
+            square = [left, 8, left + 16, 8, left + 16, 24, left, 24]
+            annotations.append({"id": index + 1, "image_id": index, "category_id": 5, "segmentation": [square]})
+        table = {"images": images, "annotations": annotations, "categories": [{"id": 5, "name": "square"}]}
+        (root / f"annotations/instances_{split}.json").write_text(json.dumps(table))
+    return root
+
+
+def test_from_coco_to_a_scored_artifact(coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = Recipe.model_validate(
+        {
+            "name": "squares",
+            "task": "segmentation",
+            "data": {"root": coco, "layout": "coco"},
+            "network": {"encoder": "resnet18"},
+            "preprocess": {"working_side": 48},
+            "augment": {"crop": [32, 32]},
+            "optim": {"epochs": 1, "batch_size": 2, "learning_rate": 1e-3},
+        }
+    )
+    run = train(recipe, run_dir=tmp_path / "run", device=torch.device("cpu"))
+    artifact = export_run(run, tmp_path / "artifact")
+    assert [entry.name for entry in artifact.spec.classes] == ["background", "square"]
+    assert artifact.spec.provenance.recipe["data"]["layout"] == "coco"
+    assert "val_ece" in artifact.spec.provenance.scores
+    capsys.readouterr()
+    assert main(["evaluate", str(artifact.path), str(coco), "--layout", "coco"]) == 0
+    counts = {line.split()[0]: line.split()[-1] for line in capsys.readouterr().out.splitlines()[1:3]}
+    assert counts == {"background": f"{2 * (32 * 48 - 16 * 16):,}", "square": f"{2 * 16 * 16:,}"}
+    assert main(["evaluate", str(artifact.path), str(coco)]) == 2
+    assert "classes.json, which names the classes, but it is missing" in capsys.readouterr().err
+
+
+def test_real_masks_are_read_as_they_are_stored(shared_data: Path) -> None:
+    dataset = open_dataset(shared_data / "wbc", "segmentation")
+    sample = dataset.split("val")[0]
+    assert isinstance(sample.truth, Path)
+    assert np.array_equal(read_truth(sample, ignore_index=None), np.asarray(Image.open(sample.truth)))
