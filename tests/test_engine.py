@@ -18,12 +18,16 @@ from torch import Tensor
 from segserve.engines.torch_engine import TorchEngine
 from segserve.networks import build_network
 from segserve.predictor import build_predictor
+from tests.without_batch_norm import network_without_batch_norm
 from training import engine, learner
 from training.config import AugmentSettings, EvalSettings, OptimSettings, Recipe
 from training.engine import NonFiniteLoss, learning_rate, train
 from training.evaluate import outcomes, summarise
+from training.export import export_run
 from training.layouts import open_dataset
+from training.learner import build_learner
 from training.losses.objective import Objective
+from training.losses.terms import LossSettings
 from training.run import Run
 from training.stop import Stopped
 from training.synthetic import write_classification_set, write_segmentation_set
@@ -119,11 +123,30 @@ def test_the_scores_are_those_of_the_averaged_weights_on_the_services_path(whole
 
 
 def test_classification_trains_too(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train(_recipe(data, "classification", epochs=1, warmup_epochs=0), run_dir=tmp_path / "run", device=CPU)
+    recipe = _recipe(data, "classification", epochs=1, warmup_epochs=0)
+    recipe = recipe.model_copy(update={"eval": EvalSettings(keep="best-on-val")})
+    train(recipe, run_dir=tmp_path / "run", device=CPU)
     assert sorted(json.loads((tmp_path / "run/scores.json").read_text())["scores"])[:2] == ["accuracy", "mean_recall"]
     told = capsys.readouterr()
     assert "epoch 1/1: loss" in told.err
     assert "val, 8 images, tta none: accuracy" in told.out
+    assert "epoch 1 was chosen by these val scores, which are therefore too good" in told.out
+
+
+def test_the_objective_is_told_which_share_of_the_run_is_done(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+
+    class Told(Objective):
+        def __call__(self, logits: Any, truths: Tensor, *, progress: float) -> Tensor:
+            told.append(progress)
+            return super().__call__(logits, truths, progress=progress)
+
+    monkeypatch.setattr(learner, "Objective", Told)
+    train(_recipe(data, "classification"), run_dir=tmp_path, device=CPU)
+    num_steps = EPOCHS * STEPS_PER_EPOCH
+    assert told == [step / num_steps for step in range(num_steps)]
 
 
 def test_a_few_images_can_be_learnt_by_heart(data: Path, tmp_path: Path) -> None:
@@ -190,10 +213,20 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(data: Path
     # Each time two steps at most come onto the disk, of the eight.
     ways: list[Ends] = [(draw(1, 3), "killed"), (draw(2), "killed while saving"), (draw(2), "asked to stop")]
     assert [_exit_code(recipe, killed.path, ends) for ends in ways] == [-signal.SIGKILL, -signal.SIGKILL, STOPPED]
-    checkpoint = killed.load()
-    assert checkpoint is not None and not killed.is_finished
+    assert killed.load() is not None and not killed.is_finished
     assert _exit_code(recipe, killed.path, None) == 0
     _assert_same_bits(killed, whole)
+    _assert_best_is_kept(whole, tmp_path / "artifact")
+
+
+def _assert_best_is_kept(run: Run, artifact_dir: Path) -> None:
+    checkpoint, scores = run.load(), json.loads((run.path / "scores.json").read_text())
+    assert checkpoint is not None and checkpoint.best is not None
+    best = max(entry.scores["accuracy"] for entry in checkpoint.history)
+    assert (scores["scores"]["accuracy"], scores["selected_on"]) == (best, "val")
+    artifact = export_run(run.path, artifact_dir, calibrate=False)
+    assert artifact.spec.provenance.selected_on == "val"
+    _assert_equal(artifact.network.state_dict(), dict(checkpoint.best))
 
 
 def _assert_same_bits(found: Run, expected: Run) -> None:
@@ -239,6 +272,34 @@ def test_another_recipe_or_other_data_is_refused(
         ValueError, match=r"expected the training images that small began with, but those of .* have changed"
     ):
         train(recipe, run_dir=tmp_path / "run")
+
+
+# --- parts of a batch ---
+
+
+def _gradients(data: Path, monkeypatch: pytest.MonkeyPatch, **optim: Any) -> tuple[float, list[Tensor]]:
+    """Loss and gradients of the first batch, by a network without batch norm in float32."""
+    monkeypatch.setattr(learner, "build_network", network_without_batch_norm)
+    recipe = _recipe(data, batch_size=5, precision="float32", **optim)
+    terms = LossSettings.model_validate({"class_weights": "median-frequency"})
+    recipe = recipe.model_copy(
+        update={"loss": terms, "augment": AugmentSettings(crop=(32, 32), scale=(0.3, 1.0), hflip=True)}
+    )
+    one = build_learner(recipe, open_dataset(data / "segmentation", "segmentation"), checkpoint=None, device=CPU)
+    (batch,) = one.batches.batches(0)
+    loss = engine._backward(one, *batch).item()
+    return loss, [weight.grad.clone() for weight in one.network.parameters() if weight.grad is not None]
+
+
+def test_parts_of_a_batch_add_up_to_its_gradient(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parts have 3 and 2 images, and different shares of pixels that count, of classes with different weights."""
+    whole_loss, whole = _gradients(data, monkeypatch)
+    loss, parts = _gradients(data, monkeypatch, accumulate=2)
+    assert loss == pytest.approx(whole_loss, rel=1e-6)
+    scale = max(gradient.abs().max().item() for gradient in whole)
+    assert len(whole) > 100 and scale > 1e-3
+    for found, expected in zip(parts, whole, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * scale)
 
 
 # --- what is refused ---
