@@ -1,21 +1,24 @@
 """Networks whose samples have nothing to do with each other, so that dividing a batch changes no result.
 
-Run by torchrun, in `tests/test_ranks.py`: trains one, then a real network by the command.
+As a program, run by torchrun in `tests/test_ranks.py`, it trains one of them a little and then a real network.
 """
 
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import cli
 from segserve.networks import build_network
-from training import learner
-from training.config import load_recipe
-from training.engine import train
-from training.ranks import joined_ranks
+from training import engine, learner
+from training.config import Recipe, load_recipe
+from training.layouts import open_dataset
+from training.ranks import Ranks, joined_ranks
+
+CPU = torch.device("cpu")
 
 
 def network_without_batch_norm(*given: Any, **options: Any) -> nn.Module:
@@ -28,10 +31,18 @@ def network_without_batch_norm(*given: Any, **options: Any) -> nn.Module:
     return network
 
 
+def train_an_epoch(recipe: Recipe, ranks: Ranks) -> tuple[list[float], dict[str, Tensor]]:
+    """Losses and, after them, weights of such a network."""
+    with mock.patch.object(learner, "build_network", network_without_batch_norm):
+        dataset = open_dataset(recipe.data.root, recipe.task)
+        one = learner.build_learner(recipe, dataset, checkpoint=None, device=CPU, ranks=ranks)
+    for batch in one.batches.batches(0):
+        one.losses.append(engine._step(one, *batch))
+    return one.losses, one.network.state_dict()
+
+
 if __name__ == "__main__":
-    recipe, run_dir = Path(sys.argv[1]), Path(sys.argv[2])
-    with joined_ranks(torch.device("cpu")):  # a process can join only once
-        learner.build_network = network_without_batch_norm  # type: ignore[assignment]
-        train(load_recipe(recipe), run_dir=run_dir)
-        learner.build_network = build_network
-        sys.exit(cli.main(["train", str(recipe)]))
+    recipe = Path(sys.argv[1])
+    with joined_ranks(CPU) as ranks:
+        torch.save(train_an_epoch(load_recipe(recipe), ranks), f"rank{ranks.rank}.pt")
+        sys.exit(cli.main(["train", str(recipe), "--set", "optim.accumulate=1"]))

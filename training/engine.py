@@ -78,6 +78,8 @@ def train(recipe: Recipe, *, run_dir: Path, device: torch.device | None = None) 
             epoch = f"epoch {len(learner.history) + 1} of {recipe.optim.epochs}"
             _say(f"{run_dir}: goes on after step {learner.step} of {learner.num_steps}, in {epoch}")
         if ranks.is_first:
+            for note in dataset.notes:
+                _say(note)
             _say(learner.batches.place)
         with stop_request() as request:
             _train_epochs(learner, run, dataset, request)

@@ -54,7 +54,7 @@ def export_run(run_dir: Path, out: Path, *, calibrate: bool = True) -> Artifact:
         checkpoint.spec, {f"{evaluation.split}_{key}": score for key, score in evaluation.scores.items()}
     )
     network = build_network(spec.network, task=recipe.task, num_classes=spec.num_classes)
-    network.load_state_dict(served_weights(checkpoint.averaged))
+    network.load_state_dict(served_weights(checkpoint.result))
     if calibrate:
         try:
             dataset = _dataset_of(recipe, spec)
