@@ -186,3 +186,18 @@ def test_a_browser_shows_it(
     assert min(found["charts"]) > 150
     assert found["overflow"] <= 0, "tables scroll, the page does not"
     assert found["width"] <= width
+
+
+def test_the_command_of_the_docs_does_what_they_say(
+    small_sets: dict[Task, Path], artifact: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    docs = (Path(__file__).parents[1] / "docs/metrics.md").read_text()
+    (block,) = re.findall(r"```sh\n\.venv/bin/segserve (.*?)\n```", docs)
+    command, _, _, *options = block.split()
+    options = [str(tmp_path / option) if "." in option else option for option in options]
+    assert main([command, str(artifact.path), str(small_sets["segmentation"]), *options]) == 0
+    written = json.loads((tmp_path / "scores.json").read_text())
+    assert {path.name for path in tmp_path.iterdir()} >= {"scores.json", "report.html"}
+    named = set(re.findall(r"`([a-z0-9_]+)`", docs))
+    spelled = {name for name in written["scores"] if not name.startswith(("trimap", "boundary_iou"))}
+    assert spelled <= named
