@@ -47,7 +47,9 @@ def test_defaults_change_nothing(path: Path) -> None:
         "hflip": False,
         "vflip": False,
         "quarter_turns": False,
+        "policy": "none",
         **dict.fromkeys(("rotation", "brightness", "contrast", "saturation", "hue", "blur"), 0.0),
+        **dict.fromkeys(("erasing", "mixup", "cutmix"), 0.0),
     }
 
 
@@ -85,10 +87,20 @@ def test_a_recipe_is_frozen(path: Path) -> None:
         ("colour=red", "'colour' is not a known key: .*; known are name, task, seed"),
         ("optim.epochs=many", "expected 'optim.epochs' to be a valid integer.*but got 'many'"),
         ("task=detection", "expected 'task' to be 'segmentation' or 'classification', but got 'detection'"),
-        ("network.encoder=vgg", "expected 'network.encoder' to be 'resnet18'.*but got 'vgg'"),
+        ("network.encoder=resnet5", "an encoder of unet, resnet18, .*, but got 'resnet5': did you mean resnet50[?]"),
+        ("network.encoder=vgg", "an encoder of unet, resnet18, .*, but got 'vgg': choose one of these"),
+        ("network.architecture=lraspp", "an encoder of lraspp, mobilenet_v3_large, but got 'resnet50'"),
+        ("network.architecture=unet++", "to be 'unet', 'fcn', 'deeplabv3', 'lraspp' or 'classifier', but got 'unet"),
+        ("network.architecture=classifier", "for segmentation to be unet or fcn or .*, but got classifier"),
+        ("network.auxiliary_heads=5", "auxiliary_heads of unet to be 0 or 1 or 2 or 3 or 4, but got 5"),
+        ("distillation.teacher_=3", "'distillation.teacher_' is not a known key: .*; known are teacher, weight, temp"),
+        ("distillation.weight=1", "expected a value for 'distillation.teacher', but none was given"),
         ("optim.warmup_epochs=10", r"warmup_epochs to be less than epochs \(10\), but got 10"),
         ("augment.scale=[1.2, 0.8]", r"scale to be \[low, high\] with 0 < low <= high, but got \[1.2, 0.8\]"),
         ("augment.crop=[16, 64]", r"a crop of at least 32 x 32 pixels, but got \[16, 64\]"),
+        ("augment.mixup=0.2", "segmentation without policy, erasing, mixup, cutmix .*, but got mixup: remove"),
+        ("augment.policy=randaugment", "change images but not their masks.*, but got policy: remove"),
+        ("augment.policy=autoaugment", "to be 'none', 'randaugment' or 'trivialaugment', but got 'autoaugment'"),
         ("optim.batch_size=1", "expected 'optim.batch_size' to be greater than or equal to 2, but got 1"),
         (
             'loss.terms=[{kind="dice"}, {kind="lovasz", gamma=2}]',
@@ -140,3 +152,27 @@ def test_what_is_no_toml_is_said(path: Path) -> None:
 def test_a_missing_file_is_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"none.toml cannot be read \(No such file or directory\)"):
         load_recipe(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "architecture", "heads"),
+    [
+        ([], "unet", 0),
+        (["network.auxiliary_heads=true"], "unet", 1),
+        (["network.architecture=fcn", "network.auxiliary_heads=1"], "fcn", 1),
+        (["task=classification"], "classifier", 0),
+        (["task=classification", "network.encoder=googlenet"], "classifier", 2),
+        (["task=classification", "network.encoder=googlenet", "network.auxiliary_heads=0"], "classifier", 0),
+    ],
+)
+def test_what_a_recipe_does_not_say_of_its_network(
+    path: Path, overrides: list[str], architecture: str, heads: int
+) -> None:
+    recipe = load_recipe(path, overrides)
+    assert recipe.network.architecture_for(recipe.task) == architecture
+    assert recipe.network.auxiliary_heads_for(recipe.task) == heads
+
+
+def test_a_classifier_that_torchvision_does_not_have_is_refused_with_near_names(path: Path) -> None:
+    with pytest.raises(ValueError, match=r"but got 'vgg61': choose for example vgg19, vgg16"):
+        load_recipe(path, ["task=classification", "network.encoder=vgg61"])

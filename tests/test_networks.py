@@ -9,8 +9,19 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from segserve.networks import Classifier, Encoder, UNet, build_network, load_encoder_weights
-from segserve.spec import EncoderName, NetworkSpec
+from segserve.networks import (
+    Classifier,
+    Encoder,
+    PooledClassifier,
+    Segmenter,
+    UNet,
+    auxiliary_choices,
+    build_network,
+    load_encoder_weights,
+    pretrained_statistics,
+    served_weights,
+)
+from segserve.spec import Architecture, EncoderName, NetworkSpec, Task
 
 RESNET_NODES = ("relu", "layer1", "layer2", "layer3", "layer4")
 NODES: dict[EncoderName, tuple[str, ...]] = {
@@ -19,6 +30,8 @@ NODES: dict[EncoderName, tuple[str, ...]] = {
     "resnet50": RESNET_NODES,
     "resnet101": RESNET_NODES,
     "resnext50_32x4d": RESNET_NODES,
+    "mobilenet_v2": ("features.1", "features.3", "features.6", "features.13", "features.18"),
+    "mobilenet_v3_small": ("features.0", "features.1", "features.3", "features.8", "features.12"),
     "mobilenet_v3_large": ("features.1", "features.3", "features.6", "features.12", "features.16"),
 }
 """Torchvision's names of the last layer at strides 2, 4, 8, 16 and 32."""
@@ -117,13 +130,13 @@ def test_unet_answers_at_the_size_of_its_input(unet: UNet, size: tuple[int, int]
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (33, 47)])
 @torch.no_grad()
-def test_classifier_takes_images_of_any_size(size: tuple[int, int]) -> None:
-    assert Classifier("resnet18", num_classes=4).eval()(torch.randn(2, 3, *size)).shape == (2, 4)
+def test_pooled_classifier_takes_images_of_any_size(size: tuple[int, int]) -> None:
+    assert PooledClassifier("resnet18", num_classes=4).eval()(torch.randn(2, 3, *size)).shape == (2, 4)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_large"])
-@pytest.mark.parametrize("kind", [UNet, Classifier])
-def test_gradients_reach_every_parameter(kind: type[UNet | Classifier], name: EncoderName) -> None:
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large"])
+@pytest.mark.parametrize("kind", [UNet, PooledClassifier])
+def test_gradients_reach_every_parameter(kind: type[UNet | PooledClassifier], name: EncoderName) -> None:
     network = kind(name, num_classes=3).train()
     (network(torch.randn(4, 3, 64, 64)) * torch.rand(1)).square().sum().backward()
     starved = [n for n, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
@@ -131,20 +144,113 @@ def test_gradients_reach_every_parameter(kind: type[UNet | Classifier], name: En
 
 
 @torch.no_grad()
-def test_classifier_equals_torchvisions_resnet50(tmp_path: Path) -> None:
+def test_pooled_classifier_equals_torchvisions_resnet50(tmp_path: Path) -> None:
     theirs = torchvision_backbone("resnet50")
-    ours = Classifier("resnet50", num_classes=1000).eval()
+    ours = PooledClassifier("resnet50", num_classes=1000).eval()
     load_encoder_weights(ours.encoder, "resnet50", source=save_state(theirs.state_dict(), tmp_path / "weights.pth"))
     ours.head.load_state_dict(theirs.fc.state_dict())
     images_BCHW = torch.randn(2, 3, 65, 97)
     torch.testing.assert_close(ours(images_BCHW), theirs(images_BCHW), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize(("task", "kind"), [("segmentation", UNet), ("classification", Classifier)])
-def test_build_network_follows_the_task(task: str, kind: type) -> None:
-    network = build_network(NetworkSpec(encoder="resnet18"), task=task, num_classes=7)
-    assert isinstance(network, kind)
-    assert network.head.weight.shape[0] == 7
+@pytest.mark.parametrize(
+    ("task", "architecture", "encoder", "kind"),
+    [
+        ("segmentation", None, "resnet18", UNet),
+        ("classification", None, "resnet18", PooledClassifier),
+        ("segmentation", "unet", "mobilenet_v3_small", UNet),
+        ("segmentation", "fcn", "resnet50", Segmenter),
+        ("segmentation", "deeplabv3", "mobilenet_v3_large", Segmenter),
+        ("segmentation", "lraspp", "mobilenet_v3_large", Segmenter),
+        ("classification", "classifier", "squeezenet1_1", Classifier),
+    ],
+)
+@torch.no_grad()
+def test_build_network_follows_the_spec(
+    task: Task, architecture: Architecture | None, encoder: str, kind: type
+) -> None:
+    spec = NetworkSpec(architecture=architecture, encoder=encoder)
+    network = build_network(spec, task=task, num_classes=7).eval()
+    assert type(network) is kind
+    assert network(torch.randn(1, 3, 40, 48)).shape == ((1, 7, 40, 48) if task == "segmentation" else (1, 7))
+
+
+@torch.no_grad()
+def test_auxiliary_heads_of_the_unet_are_levels_of_its_decoder_at_full_size() -> None:
+    network = UNet("mobilenet_v3_small", num_classes=3, auxiliary_heads=4).train()
+    levels: list[Tensor] = []
+    for block in network.decoder:
+        block.register_forward_hook(lambda _module, _inputs, output: levels.append(output))
+    images_BCHW = torch.randn(2, 3, 50, 33)
+    main_BKHW, *others = network(images_BCHW)
+    assert [tuple(level_BCHW.shape[1:]) for level_BCHW in levels[-2::-1]] == [
+        (32, 25, 17),
+        (64, 13, 9),
+        (128, 7, 5),
+        (256, 4, 3),
+    ]
+    torch.testing.assert_close(main_BKHW, network.head(levels[-1]))
+    for head, level_BCHW, other_BKHW in zip(network.auxiliary, levels[-2::-1], others, strict=True):
+        weight_KC = head.weight[..., 0, 0]
+        expected_BKHW = torch.einsum("kc,bchw->bkhw", weight_KC, level_BCHW) + head.bias.view(1, -1, 1, 1)
+        torch.testing.assert_close(
+            other_BKHW, nn.Upsample((50, 33), mode="bilinear")(expected_BKHW), atol=1e-5, rtol=1e-4
+        )
+
+
+AUXILIARY: list[tuple[Task, Architecture, str, int]] = [
+    ("segmentation", "unet", "resnet18", 2),
+    ("segmentation", "fcn", "resnet50", 1),
+    ("segmentation", "deeplabv3", "mobilenet_v3_large", 1),
+    ("classification", "classifier", "googlenet", 2),
+]
+
+
+@pytest.mark.parametrize(("task", "architecture", "encoder", "count"), AUXILIARY)
+def test_auxiliary_heads_are_there_in_training_only(
+    task: Task, architecture: Architecture, encoder: str, count: int
+) -> None:
+    assert count in auxiliary_choices(architecture, encoder)
+    spec = NetworkSpec(architecture=architecture, encoder=encoder)
+    network = build_network(spec, task=task, num_classes=3, auxiliary_heads=count)
+    images_BCHW = torch.randn(2, 3, 64, 65)
+    outputs = network.train()(images_BCHW)
+    assert isinstance(outputs, tuple)
+    assert [tuple(logits_BK.shape) for logits_BK in outputs] == [
+        (2, 3, 64, 65) if task == "segmentation" else (2, 3)
+    ] * (1 + count)
+    torch.stack([logits_BK.square().sum() for logits_BK in outputs]).sum().backward()
+    assert [name for name, parameter in network.named_parameters() if parameter.grad is None] == []
+
+    network.eval()
+    for module in [m for name, m in network.named_modules() if f"{name}.".startswith(("auxiliary.", "net.aux"))]:
+        module.register_forward_hook(lambda *_: pytest.fail("an auxiliary head runs in evaluation"))
+    served = build_network(spec, task=task, num_classes=3).eval()
+    served.load_state_dict(served_weights(network.state_dict()))
+    assert sum(p.numel() for p in served.parameters()) < sum(p.numel() for p in network.parameters())
+    with torch.no_grad():
+        assert torch.equal(served(images_BCHW), network(images_BCHW))
+        assert isinstance(served.train()(images_BCHW), Tensor)
+
+
+def test_auxiliary_heads_leave_the_other_first_weights_alone() -> None:
+    states = []
+    for auxiliary_heads in (0, 3):
+        torch.manual_seed(1)
+        states.append(UNet("resnet18", num_classes=3, auxiliary_heads=auxiliary_heads).state_dict())
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
+def test_weights_that_came_from_elsewhere_bring_the_statistics_they_want() -> None:
+    """Torchvision's GoogLeNet changes its input, once it has weights, as if it were normalised for ImageNet."""
+    (mean, std), (half, same) = pretrained_statistics("resnet50"), pretrained_statistics("googlenet")
+    image_BCHW = torch.rand(1, 3, 20, 20)
+    net = torchvision.models.googlenet(weights=None, init_weights=False, transform_input=True)
+    columns = (torch.tensor(values).view(3, 1, 1) for values in (mean, std, half, same))
+    mean_C11, std_C11, half_C11, same_C11 = columns
+    torch.testing.assert_close(
+        net._transform_input((image_BCHW - mean_C11) / std_C11), (image_BCHW - half_C11) / same_C11
+    )
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])

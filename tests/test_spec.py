@@ -11,7 +11,11 @@ GOLDEN = {
     "schema_version": 1,
     "name": "streets",
     "task": "segmentation",
-    "network": {"encoder": "resnet50", "encoder_weights": "torchvision:ResNet50_Weights.IMAGENET1K_V2"},
+    "network": {
+        "architecture": "unet",
+        "encoder": "resnet50",
+        "encoder_weights": "torchvision:ResNet50_Weights.IMAGENET1K_V2",
+    },
     "classes": [
         {"id": 0, "name": "sky", "color": [70, 130, 180]},
         {"id": 1, "name": "road", "color": [128, 64, 128]},
@@ -32,6 +36,7 @@ GOLDEN = {
         "commit": "c0ffee",
         "seed": 7,
         "scores": {"miou": 0.5},
+        "selected_on": None,
     },
     "weights_sha256": "e3b0",
 }
@@ -63,7 +68,7 @@ def test_what_may_be_left_out() -> None:
     spec = ModelSpec.model_validate({**short, "network": {}, "preprocess": preprocess})
     assert spec.model_dump(mode="json") == {
         **GOLDEN,
-        "network": {"encoder": "resnet50", "encoder_weights": "none"},
+        "network": {"architecture": None, "encoder": "resnet50", "encoder_weights": "none"},
         "ignore_index": None,
         "weights_sha256": "",
     }
@@ -97,7 +102,8 @@ def test_every_part_is_frozen(part: str) -> None:
         ("name", "../a", "expected 'name' to be String should match pattern"),
         ("name", "", "expected 'name' to be String should match pattern"),
         ("task", "detection", "expected 'task' to be 'segmentation' or 'classification', but got 'detection'"),
-        ("network.encoder", "vgg16", "'resnext50_32x4d' or 'mobilenet_v3_large', but got 'vgg16'"),
+        ("network.encoder", "vgg16", "an encoder of unet, resnet18, resnet34"),
+        ("network.architecture", "classifier", "for segmentation to be unet or fcn or deeplabv3 or lraspp, but got c"),
         ("preprocess.resize", "no", "expected 'preprocess.resize' to be 'always', 'larger' or 'never', but got 'no'"),
         ("preprocess.overlap", 64, "expected overlap only with resize = 'never', but resize is 'always': remove it"),
         ("calibration.temperature", 0, "expected 'calibration.temperature' to be greater than 0, but got 0"),
@@ -133,7 +139,16 @@ def test_a_deviation_that_cannot_be_divided_by_is_refused(value: float) -> None:
 def test_a_spec_from_before_windows_and_calibration_means_what_it_meant() -> None:
     old = json.loads(json.dumps(GOLDEN))
     del old["calibration"], old["preprocess"]["overlap"], old["serving"]["max_seconds"]
+    del old["provenance"]["selected_on"]
     assert ModelSpec.model_validate(old) == ModelSpec.model_validate(GOLDEN)
+
+
+@pytest.mark.parametrize("task", ["segmentation", "classification"])
+def test_a_spec_from_before_architectures_is_still_one(task: str) -> None:
+    """Its network is built as it was: see `segserve.networks.build_network`."""
+    old = changed("task", task)
+    del old["network"]["architecture"]
+    assert ModelSpec.model_validate(old).network.architecture is None
 
 
 @pytest.mark.parametrize(("side", "most"), [(512, 256), (65, 32), (64, 32), (63, 31), (40, 8), (32, 0)])
