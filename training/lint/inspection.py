@@ -424,7 +424,7 @@ def _few_scenes(split: SplitSummary, looks: Sequence[Look], scenes_N: NDArray[np
         values=(str(split.images), str(split.scenes)),
         sentence=(
             f"{split.images} images hold about {split.scenes} independent scene(s), the largest of {len(largest)} "
-            "frames of a clip or nearly equal pictures: count the split as that many images"
+            "frames of a clip or nearly equal pictures: take the split for that many images"
         ),
     )
 

@@ -21,7 +21,7 @@ from training.pictures import VOID_COLOR
 
 MOST_FILES = 6
 """Files a finding shows; the names of all are in a list that opens."""
-HEIGHT, WIDTH = 132, 220
+HEIGHT, WIDTH = 112, 200
 """Of a picture, in pixels, at most."""
 STRANGE_COLOR = (255, 0, 200)
 AS_STORED: tuple[Kind, ...] = ("gray_mask", "jpeg_mask", "other_masks")
@@ -53,8 +53,9 @@ tr + tr td { border-top: 1px solid var(--line) }
 pre { margin: 0 0 8px; padding: 9px 12px; background: #f5f6f9; border-radius: 6px; font-size: 13px;
   white-space: pre-wrap; overflow-wrap: anywhere }
 .pictures { display: flex; flex-wrap: wrap; gap: 12px }
-figure { margin: 0 } figure img { display: inline-block; height: auto; border-radius: 4px; margin-right: 3px }
-figcaption { font-size: 12px; color: var(--soft); max-width: 440px; overflow-wrap: anywhere }
+figure { margin: 0; width: min-content } figure div { white-space: nowrap }
+figure img { display: inline-block; height: auto; border-radius: 4px; margin-right: 3px }
+figcaption { font-size: 12px; line-height: 1.35; color: var(--soft); overflow-wrap: anywhere }
 summary { cursor: pointer; font-size: 13px; color: var(--soft) }
 details ul { columns: 2; font-size: 12px; margin: 6px 0 }
 """
@@ -161,7 +162,7 @@ def _gallery(finding: Finding, report: Report) -> Iterator[str]:
         names = _shown(finding, index, report)
         pictures = [_picture(name, report, as_stored=finding.kind in AS_STORED) for name in names]
         if any(pictures):
-            yield f"<figure>{''.join(pictures)}<figcaption>{escape(' · '.join(names))}</figcaption></figure>"
+            yield f"<figure><div>{''.join(pictures)}</div><figcaption>{escape(' · '.join(names))}</figcaption></figure>"
     yield "</div>"
 
 
