@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from segserve.spec import PreprocessSpec
@@ -32,8 +34,8 @@ def _labelled(count: int = 11) -> list[tuple[Tensor, Tensor]]:
     return [(image_CHW, mask_HW[0, 0]) for image_CHW, mask_HW in _data(count)]
 
 
-def _batches(data: Data, *, settings: AugmentSettings = AUGMENT, batch_size: int = 4, **parts: int) -> Batches:
-    augment = Augment(settings, mean_color=(9, 8, 7), num_classes=11)
+def _batches(data: Data, *, chosen: AugmentSettings = AUGMENT, batch_size: int = 4, **parts: int) -> Batches:
+    augment = Augment(chosen, mean_color=(9, 8, 7), num_classes=11)
     return Batches(data, augment, seed=3, batch_size=batch_size, **parts)
 
 
@@ -84,11 +86,17 @@ def test_epochs_differ_in_order_and_in_augmentation() -> None:
     assert not any(torch.equal(first[index], second[index]) for index in first)
 
 
-def test_a_sample_is_the_same_whatever_the_batch() -> None:
-    whole = _samples(_batches(_data(), batch_size=11), epoch=2)
-    for batch_size in (1, 2, 3, 4):
-        for index, image_CHW in _samples(_batches(_data(), batch_size=batch_size), epoch=2).items():
-            assert torch.equal(image_CHW, whole[index])
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(share=st.integers(1, 4), ranks=st.integers(1, 3), epoch=st.integers(0, 10**6), rank=st.integers(0, 2))
+def test_a_sample_is_a_function_of_its_key_alone(share: int, ranks: int, epoch: int, rank: int) -> None:
+    """Whatever the batch, the number of processes, and the place in both."""
+    data, part = _data(), {"rank": rank % ranks, "num_ranks": ranks}
+    batches = _batches(data, batch_size=min(share * ranks, 9 // ranks * ranks), **part)
+    samples = _samples(batches, epoch)
+    assert len(samples) == batches.steps_per_epoch * batches.batch_size // ranks
+    for index, image_CHW in samples.items():
+        alone_BCHW, _ = batches.augment([data[index][0]], [data[index][1]], keys=[(3, epoch, index)])
+        assert torch.equal(image_CHW, alone_BCHW[0])
 
 
 def test_an_epoch_can_be_entered_at_any_step() -> None:
@@ -109,7 +117,7 @@ def test_epochs_may_come_in_any_order() -> None:
 
 def test_torchs_own_generator_is_left_alone() -> None:
     before = torch.get_rng_state()
-    list(_batches(_labelled(), settings=MIXED.model_copy(update={"policy": "randaugment"})).batches(0))
+    list(_batches(_labelled(), chosen=MIXED.model_copy(update={"policy": "randaugment"})).batches(0))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -117,12 +125,12 @@ def test_torchs_own_generator_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize("num_ranks", [2, 4])
-@pytest.mark.parametrize(("settings", "labelled"), [(AUGMENT, False), (AUGMENT, True), (MIXED, True)])
-def test_the_ranks_parts_make_the_batch(settings: AugmentSettings, labelled: bool, num_ranks: int) -> None:
+@pytest.mark.parametrize(("chosen", "labelled"), [(AUGMENT, False), (AUGMENT, True), (MIXED, True)])
+def test_the_ranks_parts_make_the_batch(chosen: AugmentSettings, labelled: bool, num_ranks: int) -> None:
     data = _labelled() if labelled else _data()
-    whole = list(_batches(data, settings=settings).batches(1))
+    whole = list(_batches(data, chosen=chosen).batches(1))
     parts = [
-        list(_batches(data, settings=settings, rank=rank, num_ranks=num_ranks).batches(1)) for rank in range(num_ranks)
+        list(_batches(data, chosen=chosen, rank=rank, num_ranks=num_ranks).batches(1)) for rank in range(num_ranks)
     ]
     joined = [[torch.cat(pieces) for pieces in zip(*ranks, strict=True)] for ranks in zip(*parts, strict=True)]
     _assert_same(joined, whole)
@@ -134,7 +142,7 @@ def test_a_batch_that_cannot_be_shared_is_refused() -> None:
 
 
 def test_mixed_batches_are_torchvisions_of_the_whole_batch() -> None:
-    batches, plain = _batches(_labelled(), settings=MIXED), _batches(_labelled())
+    batches, plain = _batches(_labelled(), chosen=MIXED), _batches(_labelled())
     for step, ((images_BCHW, shares_BK), unmixed) in enumerate(zip(batches.batches(0), plain.batches(0), strict=True)):
         expected_BCHW, expected_BK = batches.augment.mix(*unmixed, key=(3, step, module.MIX_STREAM))
         assert torch.equal(images_BCHW, expected_BCHW) and torch.equal(shares_BK, expected_BK)
@@ -177,10 +185,10 @@ def test_a_fault_in_the_thread_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_gpu_gets_the_same_to_a_rounding(policy: str) -> None:
     if not torch.cuda.is_available():
         pytest.skip("there is no GPU")
-    settings = AUGMENT.model_copy(update={"policy": policy})
-    on_gpu = _batches(_labelled(), settings=settings, device=torch.device("cuda"))  # type: ignore[arg-type]
+    chosen = AUGMENT.model_copy(update={"policy": policy})
+    on_gpu = _batches(_labelled(), chosen=chosen, device=torch.device("cuda"))  # type: ignore[arg-type]
     assert on_gpu.is_resident == (policy == "none")
-    for found, expected in zip(on_gpu.batches(0), _batches(_labelled(), settings=settings).batches(0), strict=True):
+    for found, expected in zip(on_gpu.batches(0), _batches(_labelled(), chosen=chosen).batches(0), strict=True):
         assert found[0].device.type == "cuda"
         assert ((found[0].cpu().int() - expected[0].int()).abs() > 1).float().mean() < 1e-3
 
