@@ -1,5 +1,6 @@
 """The [loss] section of a recipe: which losses are added up, with which weights, and when in the run."""
 
+import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -159,4 +160,4 @@ class LossSettings(Settings):
 def _are_weights(value: object) -> bool:
     if not isinstance(value, list | tuple) or not value:
         return False
-    return all(isinstance(weight, int | float) and weight >= 0 for weight in value) and any(value)
+    return all(isinstance(weight, int | float) and 0 <= weight < math.inf for weight in value) and any(value)
