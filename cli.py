@@ -54,10 +54,9 @@ def _lint(given: argparse.Namespace) -> int:
     from training.lint.inspection import inspect
     from training.lint.page import write_page
 
-    task = detect_task(given.dataset) if given.layout == "folder" else "segmentation"
-    report = inspect(given.dataset, task, layout=given.layout)
+    report = inspect(given.dataset, detect_task(given.dataset, layout=given.layout), layout=given.layout)
     if given.json:
-        given.json.write_text(report.model_dump_json(indent=1) + "\n")
+        report.write(given.json)
     if given.html:
         write_page(report, given.html)
     print(report.text())
@@ -211,7 +210,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_training(commands: Commands) -> None:
     lint = _add(commands, "lint", _lint, "check a data set before training")
     lint.add_argument("dataset", type=Path, metavar="DATASET")
-    lint.add_argument("--layout", choices=("folder", "coco", "voc", "cityscapes", "pet"), default="folder")
+    lint.add_argument("--layout", choices=get_args(Layout), default="folder", help="how it lies on disk")
     lint.add_argument("--html", type=Path, metavar="FILE", help="write a page with pictures there")
     lint.add_argument("--json", type=Path, metavar="FILE", help="write the findings there")
 

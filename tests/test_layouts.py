@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
@@ -167,6 +168,10 @@ def test_a_missing_folder_table_or_split_is_refused(write: Write, tmp_path: Path
 
 def test_every_layout_of_a_recipe_can_be_opened() -> None:
     assert tuple(OPENERS) == get_args(Layout)
+    page = (Path(__file__).resolve().parents[1] / "docs/datasets.md").read_text().partition("## Other layouts")[2]
+    assert tuple(re.findall(r"^\| `(\w+)` \| [^|]* \| [^|]* \| [^|]* \|$", page, flags=re.MULTILINE)) == get_args(
+        Layout
+    )
 
 
 @pytest.mark.parametrize("layout", ["coco", "voc", "cityscapes"])
