@@ -31,12 +31,13 @@ from segserve.preprocess import STRIDE, aligned, working_size
 from segserve.spec import ModelSpec
 from training.config import Recipe, load_recipe
 from training.data import read_image
-from training.engine import train
+from training.engine import NonFiniteLoss, train
 from training.evaluate import Evaluation, evaluate
 from training.export import export_run
 from training.layouts import Dataset, open_dataset
 from training.metrics import HEADLINE
 from training.run import LOG, EpochLog
+from training.stop import Stopped
 
 RUNS = Path("runs/ladder")
 TIMED_IMAGES = 20
@@ -81,6 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"ladder: {error}", file=sys.stderr)
         return 2
+    except (NonFiniteLoss, Stopped) as error:
+        print(f"ladder: {error}", file=sys.stderr)
+        return 1
     section = "\n\n".join([heading(ladder[0][0]), table(ladder)]) + "\n"
     print(section)
     if not given.out.exists():

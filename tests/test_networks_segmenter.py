@@ -1,11 +1,9 @@
-from pathlib import Path
-
 import pytest
 import torch
 import torchvision
 
 from segserve.engines.torch_engine import TorchEngine
-from segserve.networks import Segmenter, load_encoder_weights
+from segserve.networks import Segmenter
 from segserve.prediction import Query
 from segserve.predictor import SegmentationPredictor
 from segserve.spec import Architecture, ModelSpec
@@ -72,13 +70,10 @@ def test_the_predictor_answers_for_any_size_and_batches_change_nothing(spec: Mod
 
 
 @pytest.mark.parametrize(("architecture", "encoder", "_"), CASES)
-def test_the_backbone_takes_the_classification_networks_weights(
-    architecture: str, encoder: str, _: int, tmp_path: Path
-) -> None:
+def test_the_backbone_takes_the_classification_networks_weights(architecture: str, encoder: str, _: int) -> None:
     backbone = torchvision_backbone(encoder)  # type: ignore[arg-type]
-    torch.save(backbone.state_dict(), tmp_path / "weights.pth")
     network = segmenter(architecture, encoder)
-    load_encoder_weights(network, encoder, source=tmp_path / "weights.pth")
+    network.take_backbone(backbone)
     theirs = backbone.state_dict()
     prefix = "" if encoder.startswith("resnet") else "features."
     state = network.backbone.state_dict()
