@@ -3,7 +3,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from training.charts import COLORS, HEIGHT, WIDTH, Series, line_chart
+from training.charts import COLORS, HEIGHT, WIDTH, Axis, Series, line_chart
 
 
 def _svg(chart: str) -> ElementTree.Element:
@@ -16,7 +16,7 @@ def _places(element: ElementTree.Element) -> list[list[float]]:
 
 def test_points_are_where_their_values_are() -> None:
     line = Series(name="a", points=[(0, 0), (5, 1), (10, 0.5)])
-    chart = _svg(line_chart([line], label="x", x_title="x", y_title="y", x_range=(0, 10), y_range=(0, 1)))
+    chart = _svg(line_chart([line], label="x", x=Axis(ends=(0, 10)), y=Axis(ends=(0, 1))))
     (low_x, low_y), (middle_x, high_y), (high_x, middle_y) = _places(chart.find("polyline"))  # type: ignore[arg-type]
     assert middle_x == pytest.approx((low_x + high_x) / 2, abs=0.1)
     assert middle_y == pytest.approx((low_y + high_y) / 2, abs=0.1)
@@ -25,7 +25,7 @@ def test_points_are_where_their_values_are() -> None:
 
 @pytest.mark.parametrize("points", [[(1, 0.5)], [(1, 0), (2, 0)], [(1, -3e-5), (60, 1e5)], [(0, 1e-9), (1, 3e-9)]])
 def test_everything_is_inside_the_picture(points: list[tuple[float, float]]) -> None:
-    chart = _svg(line_chart([Series(name="a", points=points)], label="x", x_title="x", y_title="y"))
+    chart = _svg(line_chart([Series(name="a", points=points)], label="x", x=Axis(title="x"), y=Axis(title="y")))
     for x, y in _places(chart.find("polyline")):  # type: ignore[arg-type]
         assert 0 <= x <= WIDTH and 0 <= y <= HEIGHT
     ticks = [element for element in chart.iter("text") if element.attrib.get("class") == "tick"]
@@ -35,7 +35,7 @@ def test_everything_is_inside_the_picture(points: list[tuple[float, float]]) -> 
 
 def test_several_lines_have_a_legend_and_differ_in_more_than_colour() -> None:
     series = [Series(name=name, points=[(0, 0), (1, 1)]) for name in ("first & last", "second")]
-    chart = line_chart(series, label="both <lines>", x_title="x", y_title="y")
+    chart = line_chart(series, label="both <lines>", x=Axis(), y=Axis())
     assert 'aria-label="both &lt;lines&gt;"' in chart
     assert re.findall(r"<li>.*?</svg>(.*?)</li>", chart) == ["first &amp; last", "second"]
     lines = _svg(chart).findall("polyline")
@@ -50,3 +50,13 @@ def test_the_colours_can_be_read_on_white() -> None:
         linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
         luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
         assert 1.05 / (luminance + 0.05) >= 4.5, color
+
+
+def test_counts_have_whole_ticks_and_small_numbers_fit() -> None:
+    line = Series(name="rate", points=[(1, 1e-3), (4, 1e-6)])
+    chart = _svg(line_chart([line], label="x", x=Axis(title="epoch", is_whole=True), y=Axis()))
+    ticks = [element.text or "" for element in chart.iter("text") if element.attrib["class"] == "tick"]
+    along_x = [tick.text or "" for tick in chart.iter("text") if tick.attrib.get("text-anchor") == "middle"]
+    assert along_x == ["1", "2", "3", "4", "epoch"]
+    assert max(map(len, ticks)) <= 7
+    assert "5.0e-4" in ticks or "4.0e-4" in ticks

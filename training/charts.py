@@ -26,34 +26,41 @@ class Series:
     points: Sequence[Point]
 
 
-def line_chart(
-    series: Sequence[Series],
-    *,
-    label: str,
-    x_title: str,
-    y_title: str,
-    x_range: Range | None = None,
-    y_range: Range | None = None,
-    diagonal: bool = False,
-) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """What one direction means."""
+
+    title: str = ""
+    """Empty where the chart's heading says it."""
+    ends: Range | None = None
+    """From the points if not given."""
+    is_whole: bool = False
+    """It counts something."""
+
+    def around(self, values: Sequence[float]) -> Range:
+        """Its ends; from the least to the largest value and a little more, and never nothing, if they are not given."""
+        if self.ends:
+            return self.ends
+        low, high = min(values), max(values)
+        margin = 0.06 * (high - low) or 0.5 * abs(high) or 1.0
+        return low - margin, high + margin
+
+
+def line_chart(series: Sequence[Series], *, label: str, x: Axis, y: Axis, diagonal: bool = False) -> str:
     """An SVG element with its legend below it; more than one line gets one.
 
     Args:
         series: each with one point at least.
         label: what the picture shows, for those who do not see it.
-        x_title: of the axis.
-        y_title: likewise.
-        x_range: ends of the axis; from the points if not given.
-        y_range: likewise.
+        x: to the right.
+        y: up.
         diagonal: a dotted line from one corner to the other, where both axes have the same meaning.
     """
     points = [point for entry in series for point in entry.points]
-    x_range = x_range or _around([x for x, _ in points])
-    y_range = y_range or _around([y for _, y in points])
-    frame = _Frame(x_range, y_range)
-    marks = [*frame.grid(x_title, y_title)]
+    frame = _Frame(x, y, x.around([point[0] for point in points]), y.around([point[1] for point in points]))
+    marks = frame.grid()
     if diagonal:
-        (x0, y0), (x1, y1) = frame.place((x_range[0], y_range[0])), frame.place((x_range[1], y_range[1]))
+        (x0, y0), (x1, y1) = (frame.place((frame.x_range[i], frame.y_range[i])) for i in (0, 1))
         marks.append(f'<line class="diagonal" x1="{x0:.1f}" y1="{y0:.1f}" x2="{x1:.1f}" y2="{y1:.1f}"/>')
     marks += [_line(entry, frame, index) for index, entry in enumerate(series)]
     svg = f'<svg role="img" aria-label="{escape(label)}" viewBox="0 0 {WIDTH} {HEIGHT}">{"".join(marks)}</svg>'
@@ -64,6 +71,8 @@ def line_chart(
 class _Frame:
     """Where the values are in the picture."""
 
+    x_axis: Axis
+    y_axis: Axis
     x_range: Range
     y_range: Range
 
@@ -73,23 +82,24 @@ class _Frame:
         )
         return LEFT + x * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - y * (HEIGHT - TOP - BOTTOM)
 
-    def grid(self, x_title: str, y_title: str) -> list[str]:
+    def grid(self) -> list[str]:
         bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
         marks = []
-        for value in _ticks(self.x_range):
+        for value in _ticks(self.x_range, whole=self.x_axis.is_whole):
             x, _ = self.place((value, self.y_range[0]))
             marks.append(f'<text class="tick" x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{value:g}</text>')
-        for value in _ticks(self.y_range):
+        for value in _ticks(self.y_range, whole=self.y_axis.is_whole):
             _, y = self.place((self.x_range[0], value))
             marks.append(f'<line class="grid" x1="{LEFT}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}"/>')
-            marks.append(f'<text class="tick" x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
+            marks.append(f'<text class="tick" x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{_number(value)}</text>')
         middle = (TOP + bottom) / 2
         x_place = f'x="{(LEFT + right) / 2}" y="{HEIGHT - 6}"'
         y_place = f'transform="translate(13 {middle}) rotate(-90)"'
         marks.append(f'<line class="axis" x1="{LEFT}" y1="{bottom}" x2="{right}" y2="{bottom}"/>')
         marks += [
             f'<text class="title" {place} text-anchor="middle">{escape(title)}</text>'
-            for place, title in ((x_place, x_title), (y_place, y_title))
+            for place, title in ((x_place, self.x_axis.title), (y_place, self.y_axis.title))
+            if title
         ]
         return marks
 
@@ -114,15 +124,13 @@ def _legend(series: Sequence[Series]) -> str:
     return f'<ul class="legend">{"".join(entries)}</ul>'
 
 
-def _around(values: Sequence[float]) -> Range:
-    """From the least to the largest value, and a little more; never nothing."""
-    low, high = min(values), max(values)
-    margin = 0.06 * (high - low) or 0.5 * abs(high) or 1.0
-    return low - margin, high + margin
-
-
-def _ticks(ends: Range) -> list[float]:
+def _ticks(ends: Range, *, whole: bool) -> list[float]:
     low, high = ends
     slack = 1e-9 * (high - low)
-    values = np.asarray(MaxNLocator(nbins=5).tick_values(low, high)).tolist()
-    return [round(value, 12) for value in values if low - slack <= value <= high + slack]
+    values = np.asarray(MaxNLocator(nbins=5, integer=whole).tick_values(low, high)).tolist()
+    return [float(f"{value:.9g}") for value in values if low - slack <= value <= high + slack]
+
+
+def _number(value: float) -> str:
+    """At most seven characters, which is what there is room for."""
+    return f"{value:g}" if value == 0 or abs(value) >= 0.001 else f"{value:.1e}".replace("e-0", "e-")

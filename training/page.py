@@ -15,7 +15,7 @@ from segserve.prediction import SegmentationPrediction
 from segserve.spec import ClassSpec
 from training.boundary import TRIMAP_RADII
 from training.certainty import RiskCoverage
-from training.charts import Series, line_chart
+from training.charts import Axis, Series, line_chart
 from training.data import IGNORE
 from training.evaluate import ClassScore, Evaluation, Outcome
 from training.markup import STYLE, figure, grid, heat_cell, heat_map, jpeg, picture, png, row, scrolling, swatch
@@ -155,7 +155,7 @@ class Page:
             ],
         }
         return grid(
-            figure(title, line_chart(series, label=f"{title} by epoch", x_title="epoch", y_title=title.lower()))
+            figure(title, line_chart(series, label=f"{title} by epoch", x=Axis(title="epoch", is_whole=True), y=Axis()))
             for title, series in charts.items()
             if series
         )
@@ -237,9 +237,8 @@ class Page:
                 Series(name="everywhere", points=[(trimap[0][0], scores["miou"]), (trimap[-1][0], scores["miou"])]),
             ],
             label="mean IoU in bands around the truth's contours",
-            x_title="pixels from a contour, at most",
-            y_title="mean IoU",
-            x_range=(0, TRIMAP_RADII[-1] + 1),
+            x=Axis(title="pixels from a contour, at most", ends=(0, TRIMAP_RADII[-1] + 1)),
+            y=Axis(title="mean IoU"),
         )
         names = [name for name in scores if name.startswith("boundary") or name == "rand_error"]
         rows = [row([f"{scores[name]:.4f}", MEANINGS[name]], first=_spoken(name)) for name in names]
@@ -259,10 +258,8 @@ class Page:
                 line_chart(
                     [Series(name="share that is right", points=points)],
                     label="share of right predictions by confidence; on the diagonal they are equal",
-                    x_title="confidence",
-                    y_title="share that is right",
-                    x_range=(0, 1),
-                    y_range=(0, 1),
+                    x=Axis(title="confidence", ends=(0, 1)),
+                    y=Axis(title="share that is right", ends=(0, 1)),
                     diagonal=True,
                 ),
                 note="Below the dotted line the model is too sure, above it not sure enough.",
@@ -356,10 +353,8 @@ def _risk_figure(entry: RiskCoverage) -> str:
     chart = line_chart(
         series,
         label=f"risk of the {entry.unit} that are kept, by the share kept",
-        x_title=f"share of {entry.unit} kept, most certain first",
-        y_title="risk",
-        x_range=(0, 1),
-        y_range=(0, 1.08 * highest),
+        x=Axis(title=f"share of {entry.unit} kept, most certain first", ends=(0, 1)),
+        y=Axis(title="risk", ends=(0, 1.08 * highest)),
     )
     note = f"Less is better; in brackets the area, at best {entry.best:.4f}."
     return figure(f"Risk and coverage of {entry.unit}", chart, note=note)
