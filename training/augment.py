@@ -273,9 +273,9 @@ def change_colors(images_BCHW: Tensor, factors: Sequence[Mapping[str, float]]) -
     mean_BC = pixels_BCHW.sum(dim=-1).double().sum(dim=-1) / (height * width)
     gray_B = (mean_BC * torch.tensor(LUMA, dtype=torch.float64, device=device)).sum(dim=1)
     shift_B = (torch.tensor(lifts_B, dtype=torch.float64, device=device) * gray_B).float()
-    changed_BCHW = shift_B[:, None, None, None].expand(-1, 3, 1, 1)
+    changed_BCHW = shift_B[:, None, None, None].repeat(1, 3, height, width)
     for channel in range(3):
-        changed_BCHW = changed_BCHW + matrices_BCC[:, :, channel, None, None] * pixels_BCHW[:, channel, None]
+        changed_BCHW.addcmul_(matrices_BCC[:, :, channel, None, None], pixels_BCHW[:, channel, None])
     return changed_BCHW.clamp_(0, 255)
 
 
@@ -311,10 +311,9 @@ def blur(images_BCHW: Tensor, sigmas: Sequence[float]) -> Tensor:
         side = images_BCHW.shape[axis]
         padding = (reach, reach, 0, 0) if axis == -1 else (0, 0, reach, reach)
         padded_BCHW = functional.pad(images_BCHW, padding, mode="reflect")
-        shares = (
-            weights_BT[:, tap, None, None, None] * padded_BCHW.narrow(axis, tap, side) for tap in range(BLUR_KERNEL)
-        )
-        images_BCHW = sum(shares, torch.zeros(()))
+        images_BCHW = torch.zeros_like(images_BCHW)
+        for tap in range(BLUR_KERNEL):
+            images_BCHW.addcmul_(weights_BT[:, tap, None, None, None], padded_BCHW.narrow(axis, tap, side))
     return images_BCHW
 
 
