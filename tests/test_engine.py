@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -28,6 +29,7 @@ from training.layouts import open_dataset
 from training.learner import build_learner
 from training.losses.objective import Objective
 from training.losses.terms import LossSettings
+from training.ranks import Ranks
 from training.run import Run
 from training.stop import Stopped
 from training.synthetic import write_classification_set, write_segmentation_set
@@ -164,7 +166,7 @@ def test_a_few_images_can_be_learnt_by_heart(data: Path, tmp_path: Path) -> None
 
 
 APART = multiprocessing.get_context("forkserver")
-APART.set_forkserver_preload(["training.engine"])
+APART.set_forkserver_preload(["training.engine", "tests.test_engine"])
 STOPPED = 3
 Ends = tuple[int, Literal["killed", "killed while saving", "asked to stop"]]
 
@@ -205,12 +207,12 @@ def _exit_code(*arguments: Any) -> int | None:
 
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(data: Path, tmp_path: Path) -> None:
     """With SIGKILL, at random steps: all that survives is what is on the disk, which may be some steps behind."""
-    recipe = _recipe(data, "classification", epochs=4, batch_size=2)
+    recipe = _recipe(data, "classification")
     recipe = recipe.model_copy(update={"eval": EvalSettings(every_epochs=1, keep="best-on-val")})
     whole, killed = Run(tmp_path / "whole"), Run(tmp_path / "killed")
     assert _exit_code(recipe, whole.path, None) == 0
     draw = random.Random(0).randrange
-    # Each time two steps at most come onto the disk, of the eight.
+    # Each time two steps at most come onto the disk, of the six.
     ways: list[Ends] = [(draw(1, 3), "killed"), (draw(2), "killed while saving"), (draw(2), "asked to stop")]
     assert [_exit_code(recipe, killed.path, ends) for ends in ways] == [-signal.SIGKILL, -signal.SIGKILL, STOPPED]
     assert killed.load() is not None and not killed.is_finished
@@ -246,6 +248,25 @@ def _assert_same_bits(found: Run, expected: Run) -> None:
 def _assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert found.keys() == expected.keys()
     assert [name for name, tensor in expected.items() if not torch.equal(found[name], tensor)] == []
+
+
+def test_checkpoints_take_a_twentieth_of_the_time_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(engine.time, "monotonic", lambda: now)
+
+    class SlowRun:
+        def save(self, checkpoint: object) -> None:
+            nonlocal now
+            now += 3.0
+
+    saver: Any = engine._Saver(Any, Any)  # type: ignore[arg-type]
+    saver.learner, saver.run = SimpleNamespace(ranks=Ranks(), checkpoint=lambda: None), SlowRun()
+    for first_due, begin in [(20.0, 0.0), (60.0, 23.0)]:
+        now = begin + first_due - 0.1
+        assert not saver.is_due
+        now = begin + first_due
+        assert saver.is_due
+        saver.save()
 
 
 def test_a_finished_run_is_left_as_it_is(data: Path, whole_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -75,8 +75,7 @@ def train(recipe: Recipe, *, run_dir: Path, device: torch.device | None = None) 
         if ranks.is_first and checkpoint is None:
             run.begin(recipe)
         elif ranks.is_first:
-            epoch = f"epoch {len(learner.history) + 1} of {recipe.optim.epochs}"
-            _say(f"{run_dir}: goes on after step {learner.step} of {learner.num_steps}, in {epoch}")
+            _say(f"{run_dir}: goes on after step {learner.step} of {learner.num_steps}")
         if ranks.is_first:
             for note in dataset.notes:
                 _say(note)
@@ -116,6 +115,7 @@ def _train_epochs(learner: Learner, run: Run, dataset: Dataset, request: StopReq
         while len(learner.history) < epochs:
             _train_epoch(learner, saver, request, bar)
             _close_epoch(learner, dataset)
+            _obey(request, learner, saver)
             if saver.is_due or len(learner.history) == epochs:
                 saver.save()
             if learner.ranks.is_first:
@@ -133,14 +133,19 @@ def _train_epoch(learner: Learner, saver: _Saver, request: StopRequest, bar: "tq
         learner.seconds = time.monotonic() - begin
         bar.set_postfix(_postfix(learner), refresh=False)
         bar.update()
-        if learner.ranks.any(request.came, learner.device):
-            saver.save()
-            raise Stopped(
-                f"{saver.run.path}: stopped after step {learner.step} of {learner.num_steps}, which is saved: "
-                "the same command goes on from there"
-            )
+        _obey(request, learner, saver)
         if saver.is_due:
             saver.save()
+
+
+def _obey(request: StopRequest, learner: Learner, saver: _Saver) -> None:
+    """Stop, with everything saved, where one of the processes was asked to."""
+    if learner.ranks.any(request.came, learner.device):
+        saver.save()
+        raise Stopped(
+            f"{saver.run.path}: stopped after step {learner.step} of {learner.num_steps}, which is saved: "
+            "the same command goes on from there"
+        )
 
 
 def _close_epoch(learner: Learner, dataset: Dataset) -> None:
