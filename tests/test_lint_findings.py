@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
@@ -76,6 +78,8 @@ def test_kinds_are_closed_and_findings_frozen() -> None:
         _finding().sentence = "other"  # type: ignore[misc]
 
 
-def test_it_comes_back_from_json() -> None:
+def test_it_comes_back_from_json(tmp_path: Path) -> None:
     report = _report(_finding("a", command="mend it"))
-    assert Report.model_validate_json(report.model_dump_json()) == report
+    report.write(tmp_path / "lint.json")
+    assert Report.model_validate_json((tmp_path / "lint.json").read_text()) == report
+    assert [path.name for path in tmp_path.iterdir()] == ["lint.json"]

@@ -365,6 +365,23 @@ def test_classification_sets(tmp_path: Path) -> None:
     assert [entry.weight for entry in report.classes] == [pytest.approx(2 / 3), 1.0, 1.0, 1.0]
 
 
+def test_masks_beside_the_masks(three: Path) -> None:
+    shutil.copytree(three / "masks", three / "masks_drawn")
+    for path in (three / "masks_drawn").glob("*/*"):
+        _save(path, np.array(COLORS, dtype=np.uint8)[_load(path)])
+    (three / "masks_drawn/val/0.png").write_bytes(b"")
+    unreadable, other = inspect(three, "segmentation").findings
+    assert (unreadable.severity, unreadable.files) == ("warning", ("masks_drawn/val/0.png",))
+    assert (other.kind, other.severity, len(other.files)) == ("other_masks", "warning", 5)
+    assert other.command is not None and other.command.endswith("--masks masks_drawn --colors classes.json")
+    assert check_dataset(three, "segmentation") == []
+
+
+def test_a_foreign_table_of_labels_says_nothing_of_masks(three: Path) -> None:
+    (three / "labels.csv").write_text("image,diagnosis\n0.png,well\n")
+    assert inspect(three, "segmentation").findings == ()
+
+
 # --- the command ---
 
 

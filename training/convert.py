@@ -20,7 +20,7 @@ from segserve.spec import ClassSpec
 from training.layouts import Dataset, open_dataset
 from training.layouts.folder import label_rows
 from training.lint.encoding import distances, is_gray, name_of
-from training.lint.survey import INDEX_MODES, StoredMask, over_files, pack, read_stored
+from training.lint.survey import INDEX_MODES, StoredMask, count_values, over_files, pack, read_stored
 from training.pictures import VOID_COLOR
 
 RECORD = "conversion.json"
@@ -107,10 +107,10 @@ def convert(source: Path, out: Path, rule: Rule, *, masks: str = "masks") -> tup
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         draft = Path(scratch) / out.name
-        shutil.copytree(source / "images", draft / "images", copy_function=shutil.copyfile)
-        for path in source.iterdir():
+        for path in [*source.iterdir(), *(source / "images").rglob("*")]:
             if path.is_file():
-                shutil.copyfile(path, draft / path.name)
+                (draft / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, draft / path.relative_to(source))
         done = over_files(lambda path: _converted(path, reader, source, draft), files)
         faults = [str(each) for each in done if isinstance(each, ValueError)]
         if faults:
@@ -183,14 +183,14 @@ class _Reader:
             mask_HW, distance_HW = self._nearest(_gray(stored), packed=False)
         else:
             mask_HW = _gray(stored)
-        strange = sorted(set(np.unique(mask_HW).tolist()) - self.names.keys())
+        strange = sorted(set(count_values(mask_HW)[0].tolist()) - self.names.keys())
         if strange:
             known = ", ".join(f"{index} {name}" for index, name in self.names.items())
             raise ValueError(f"expected class indices ({known}), but got {strange}: say by --map what stands for them")
         return mask_HW.astype(np.uint8), distance_HW
 
     def _is_done(self, stored: StoredMask) -> bool:
-        return stored.mode in INDEX_MODES and set(np.unique(stored.pixels).tolist()) <= self.names.keys()
+        return stored.mode in INDEX_MODES and set(count_values(stored.pixels)[0].tolist()) <= self.names.keys()
 
     def _above(self, path: Path, stored: StoredMask) -> int:
         """The class of pixels above the threshold."""
@@ -208,14 +208,15 @@ class _Reader:
 
     def _nearest(self, values_HW: Values, *, packed: bool) -> tuple[Values, Values]:
         """The class of the nearest anchor, of equally near ones the first, and the distance to it."""
-        values_V, places, counts_V = np.unique(values_HW, return_inverse=True, return_counts=True)
+        values_V, counts_V = count_values(values_HW)
+        places_HW = np.searchsorted(values_V, values_HW)
         distance_VA = distances(values_V, np.array(list(self.anchors)), packed=packed)
         nearest_V = distance_VA.min(axis=1)
         far = int(nearest_V.argmax())
         if nearest_V[far] > self.rule.tolerance:
             raise ValueError(_undecided(values_V, counts_V, nearest_V, tolerance=self.rule.tolerance, packed=packed))
         index_V = np.array(list(self.anchors.values()))[distance_VA.argmin(axis=1)]
-        return index_V[places].reshape(values_HW.shape), nearest_V[places].reshape(values_HW.shape)
+        return index_V[places_HW], nearest_V[places_HW]
 
 
 def _undecided(values_V: Values, counts_V: Values, nearest_V: Values, *, tolerance: int, packed: bool) -> str:

@@ -1,7 +1,9 @@
 """What a data set's inspection found, as values: findings, class shares, scenes, pairs that look alike."""
 
+import os
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal
 
 from segserve.settings import Settings
@@ -118,6 +120,12 @@ class Report(Settings):
 
     def of(self, severity: Severity) -> list[Finding]:
         return [finding for finding in self.findings if finding.severity == severity]
+
+    def write(self, path: Path) -> None:
+        """As JSON; what was there before is replaced."""
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
 
     def text(self) -> str:
         """A table of splits, one of classes, then errors, then warnings."""

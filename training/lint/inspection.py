@@ -478,7 +478,12 @@ def _other_mask_findings(dataset: Dataset) -> Iterator[Finding]:
     """Folders beside `masks` whose masks are coded otherwise."""
     for folder in sorted(dataset.root.glob("masks?*")) if dataset.task == "segmentation" else ():
         paths = [path for split in SPLITS for path in sorted((folder / split).glob("*.*"))]
-        masks = over_files(lambda path: mask_facts(path, dataset.root), paths)
+        found = over_files(lambda path: _facts_or_error(path, dataset), paths)
+        for path, error in zip(paths, found, strict=True):
+            if isinstance(error, ValueError):
+                name = path.relative_to(dataset.root).as_posix()
+                yield Finding(kind="unreadable", severity="warning", files=(name,), sentence=str(error))
+        masks = [each for each in found if isinstance(each, MaskFacts)]
         encoding = _recognise(dataset, masks)
         for mask in masks:
             coding = encoding.coding[mask.name]
@@ -491,3 +496,10 @@ def _other_mask_findings(dataset: Dataset) -> Iterator[Finding]:
                     sentence=_sentence(dataset, mask, coding, encoding),
                     command=_command(dataset, encoding.options[coding], folder.name),
                 )
+
+
+def _facts_or_error(path: Path, dataset: Dataset) -> MaskFacts | ValueError:
+    try:
+        return mask_facts(path, dataset.root)
+    except ValueError as error:
+        return error

@@ -130,7 +130,7 @@ def _packed_palette(palette: list[int] | None) -> NDArray[np.int64] | None:
 def mask_facts(path: Path, root: Path) -> MaskFacts:
     """Of one mask's file; a ValueError where it cannot be read."""
     stored = read_stored(path)
-    values_V, counts_V = _count(stored.pixels)
+    values_V, counts_V = count_values(stored.pixels)
     colors_V = values_V if stored.has_colors else None if stored.palette is None else stored.palette[values_V]
     return MaskFacts(
         name=path.relative_to(root).as_posix(),
@@ -144,7 +144,8 @@ def mask_facts(path: Path, root: Path) -> MaskFacts:
     )
 
 
-def _count(pixels_HW: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def count_values(pixels_HW: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The different values, sorted, and how many pixels have each."""
     if pixels_HW.size and pixels_HW.min() >= 0 and pixels_HW.max() < 65536:  # many times faster than sorting
         counts = np.bincount(pixels_HW.ravel())
         values_V = counts.nonzero()[0]
@@ -200,7 +201,7 @@ def _truth(dataset: Dataset, sample: Sample) -> MaskFacts | int:
 def _made_facts(truth: MaskSource, name: str) -> MaskFacts:
     """Of a mask that its layout makes of what is stored."""
     mask_HW = stored_mask(truth).astype(np.int64)
-    values_V, counts_V = _count(mask_HW)
+    values_V, counts_V = count_values(mask_HW)
     return MaskFacts(
         name=name,
         format="PNG",
