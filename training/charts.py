@@ -11,7 +11,7 @@ Range = tuple[float, float]
 Point = tuple[float, float]
 
 WIDTH, HEIGHT = 400, 270
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 46
+LEFT, RIGHT, TOP, BOTTOM = 70, 14, 12, 46
 COLORS = ("#1f5f9e", "#b4530a", "#1d7a4c", "#8a2f86", "#a3232f", "#4d5563")
 """In the order of use; each has a contrast of 4.5 and more on white."""
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2", "1 2")
@@ -94,7 +94,7 @@ class _Frame:
             marks.append(f'<text class="tick" x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{_number(value)}</text>')
         middle = (TOP + bottom) / 2
         x_place = f'x="{(LEFT + right) / 2}" y="{HEIGHT - 6}"'
-        y_place = f'transform="translate(13 {middle}) rotate(-90)"'
+        y_place = f'transform="translate(12 {middle}) rotate(-90)"'
         marks.append(f'<line class="axis" x1="{LEFT}" y1="{bottom}" x2="{right}" y2="{bottom}"/>')
         marks += [
             f'<text class="title" {place} text-anchor="middle">{escape(title)}</text>'

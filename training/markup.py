@@ -39,6 +39,8 @@ section { margin: 36px 0 }
 nav { display: flex; flex-wrap: wrap; gap: 4px 18px; margin-top: 14px }
 a { color: var(--blue) }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 330px), 1fr)); gap: 20px }
+.beside { display: flex; flex-wrap: wrap; gap: 20px 36px }
+.beside > * { max-width: 100% }
 figure { margin: 0 }
 .chart { max-width: 480px }
 .chart figcaption { font-weight: 600; margin-bottom: 4px }

@@ -40,6 +40,12 @@ TILES: Mapping[str, str] = {
 }
 """The figures at the head of the page, those that there are."""
 
+CLASS_COLUMNS = (
+    *("recall", "precision", "boundary_iou_1px", "boundary_iou_3px", "boundary_iou_2pct", "boundary_f1", "rand_f1"),
+    "ece",
+)
+"""What is shown of a class beside its score, where it has it."""
+
 MEANINGS: Mapping[str, str] = {
     "miou": "Intersection over union, the mean over the classes; over all pixels of the split at once.",
     "pixel_accuracy": "Share of pixels that are right. Large classes decide it.",
@@ -162,8 +168,8 @@ class Page:
 
     def _classes(self) -> str:
         measure, unit = ("IoU", "pixels") if self.evaluation.task == "segmentation" else ("recall", "images")
-        names = list(dict.fromkeys(name for entry in self.evaluation.classes for name in entry.further))
-        columns = [name for name in names if name != measure]
+        known = {name for entry in self.evaluation.classes for name in entry.further}
+        columns = [name for name in CLASS_COLUMNS if name in known and name != measure]
         total = sum(entry.count for entry in self.evaluation.classes) or 1
         head = row([measure, *map(_spoken, columns), f"share of {unit}", unit], first="class", tag="th", scope="col")
         rows = [
@@ -195,7 +201,7 @@ class Page:
         share_KK = counts_KK / np.maximum(counts_KK.sum(axis=1, keepdims=True), 1)
         unit = "pixels" if self.evaluation.task == "segmentation" else "images"
         matrix = [self._matrix(counts_KK, share_KK, unit)] if len(counts_KK) <= MOST_CLASSES else []
-        return grid([*matrix, self._confusions(counts_KK, share_KK, unit)])
+        return f'<div class="beside">{"".join([*matrix, self._confusions(counts_KK, share_KK, unit)])}</div>'
 
     def _matrix(self, counts_KK: NDArray[np.int64], share_KK: NDArray[np.float64], unit: str) -> str:
         names = [escape(entry.name) for entry in self.evaluation.classes]
