@@ -13,7 +13,6 @@ from pydantic import ValidationError
 
 from segserve.settings import explain
 from segserve.spec import Aggregate, Plan
-from training.config import Layout
 
 if TYPE_CHECKING:
     from segserve.artifact import Artifact
@@ -210,7 +209,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_training(commands: Commands) -> None:
     lint = _add(commands, "lint", _lint, "check a data set before training")
     lint.add_argument("dataset", type=Path, metavar="DATASET")
-    lint.add_argument("--layout", choices=get_args(Layout), default="folder", help="how it lies on disk")
+    lint.add_argument("--layout", default="folder", help="how it lies on disk, such as coco: docs/datasets.md")
     lint.add_argument("--html", type=Path, metavar="FILE", help="write a page with pictures there")
     lint.add_argument("--json", type=Path, metavar="FILE", help="write the findings there")
 
@@ -232,7 +231,7 @@ def _add_training(commands: Commands) -> None:
     evaluate = _add(commands, "evaluate", _evaluate, "score an artifact on a data set")
     evaluate.add_argument("artifact", type=Path, metavar="ARTIFACT")
     evaluate.add_argument("dataset", type=Path, metavar="DATASET")
-    evaluate.add_argument("--layout", choices=get_args(Layout), default="folder", help="how it lies on disk")
+    evaluate.add_argument("--layout", default="folder", help="how it lies on disk, such as coco: docs/datasets.md")
     evaluate.add_argument("--split", default="val")
     evaluate.add_argument("--tta", choices=get_args(Plan), default="none")
     evaluate.add_argument("--aggregate", choices=get_args(Aggregate), default="mean")

@@ -174,6 +174,11 @@ def test_every_layout_of_a_recipe_can_be_opened() -> None:
     )
 
 
+def test_an_unknown_layout_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lint", str(tmp_path), "--layout", "yolo"]) == 2
+    assert "expected the layout to be folder, coco, voc, cityscapes, pet, but got 'yolo'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("layout", ["coco", "voc", "cityscapes"])
 def test_no_classifier_is_trained_of_masks(tmp_path: Path, layout: Layout) -> None:
     with pytest.raises(ValueError, match=rf"segmentation with layout {layout}, but got classification, .* or pet"):

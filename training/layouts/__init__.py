@@ -44,6 +44,8 @@ def open_dataset(root: Path, task: Task, *, layout: Layout = "folder") -> Datase
     """
     if not root.is_dir():
         raise ValueError(f"expected a data set, but {root} is not a folder: correct data.root")
+    if layout not in OPENERS:
+        raise ValueError(f"expected the layout to be {', '.join(OPENERS)}, but got {layout!r}: give one of them")
     if task == "classification" and layout not in WITH_LABELS:
         raise ValueError(
             f"expected task segmentation with layout {layout}, but got classification, for which {root} has no labels: "
