@@ -382,6 +382,25 @@ def test_a_foreign_table_of_labels_says_nothing_of_masks(three: Path) -> None:
     assert inspect(three, "segmentation").findings == ()
 
 
+def test_masks_that_a_layout_makes(tmp_path: Path) -> None:
+    """COCO's squares are painted by their reader; the finding names the image."""
+    (tmp_path / "annotations").mkdir()
+    for split, count in (("train", 2), ("val", 1)):
+        images, instances = [], []
+        for index in range(count):
+            name = f"{split}{index}.png"
+            _save(tmp_path / split / name, np.random.default_rng(index).integers(0, 256, (20, 30, 3), dtype=np.uint8))
+            images.append({"id": index, "file_name": name, "height": 20, "width": 30})
+            square = {"segmentation": [[2, 2, 12, 2, 12, 12, 2, 12]], "iscrowd": 0, "category_id": 5}
+            instances.append({"id": index + 1, "image_id": index, **square})
+        table = {"images": images, "annotations": instances, "categories": [{"id": 5, "name": "square"}]}
+        (tmp_path / f"annotations/instances_{split}.json").write_text(json.dumps(table))
+    report = inspect(tmp_path, "segmentation", layout="coco")
+    (finding,) = report.findings
+    assert (finding.kind, finding.files, finding.values) == ("duplicate", ("val/val0.png",), ("train/train0.png",))
+    assert [entry.splits["train"].pixels for entry in report.classes] == [2 * 500, 2 * 100]
+
+
 # --- the command ---
 
 
