@@ -144,7 +144,7 @@ def test_a_batch_that_cannot_be_shared_is_refused() -> None:
 def test_mixed_batches_are_torchvisions_of_the_whole_batch() -> None:
     batches, plain = _batches(_labelled(), chosen=MIXED), _batches(_labelled())
     for step, ((images_BCHW, shares_BK), unmixed) in enumerate(zip(batches.batches(0), plain.batches(0), strict=True)):
-        expected_BCHW, expected_BK = batches.augment.mix(*unmixed, key=(3, step, module.MIX_STREAM))
+        expected_BCHW, expected_BK = batches.augment.mix(*unmixed, key=(3, 0, step, module.MIX_STREAM))
         assert torch.equal(images_BCHW, expected_BCHW) and torch.equal(shares_BK, expected_BK)
         assert shares_BK.shape == (4, 11) and shares_BK.sum(dim=1).tolist() == pytest.approx([1] * 4)
 

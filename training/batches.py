@@ -31,7 +31,7 @@ SHARE_OF_MEMORY = 0.25
 MOST_WORKERS = 8
 
 MIX_STREAM = 2
-"""Added to the key of a step that is mixed."""
+"""Added to the key (seed, epoch, step) of a batch that is mixed."""
 
 
 class DecodedSamples(Sequence[Pair]):
@@ -151,7 +151,8 @@ class Batches:
             images_BCHW, truths_B = self._take(step)
             if self.augment.mixes:
                 # Each is mixed with the one before it, wherever that is: the first here is the last of the rank before.
-                images_BCHW, truths_B = self.augment.mix(images_BCHW, truths_B, key=(self.seed, step, MIX_STREAM))
+                key = (self.seed, *divmod(step, self.steps_per_epoch), MIX_STREAM)
+                images_BCHW, truths_B = self.augment.mix(images_BCHW, truths_B, key=key)
                 images_BCHW, truths_B = images_BCHW[1:], truths_B[1:]
             yield images_BCHW, truths_B
 
