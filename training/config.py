@@ -119,7 +119,7 @@ class OptimSettings(Settings):
     accumulate: int = Field(default=1, ge=1)
     """Parts in which each process runs its share of a batch, one after the other, to need less memory."""
     precision: Literal["auto", "float32"] = "auto"
-    """`auto`: convolutions compute in bfloat16 where the device has instructions for it."""
+    """`auto`: convolutions compute in bfloat16 where the device is faster in it."""
 
     @model_validator(mode="after")
     def _warm_up_ends(self) -> Self:
