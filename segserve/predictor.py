@@ -231,6 +231,7 @@ class SegmentationPredictor(ImagePredictor[SegmentationPrediction]):
         """One image in overlapping windows, in memory that does not grow with the image."""
         canvas = Canvas(query)
         num_maps = self.spec.num_classes + NUM_DOUBTS
+        trim_heap()
         for strip in strips(query_grid, num_maps):
             blender = Blender(strip, query_grid.rows, num_maps=num_maps, device=self.engine.device)
             for row_index, row in enumerate(query_grid.rows):
