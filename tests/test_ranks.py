@@ -50,17 +50,22 @@ def _by_torchrun(folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_two_processes_do_what_one_does(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In two steps of two parts a process; the parts have different shares of pixels that count."""
+    """In two steps of two parts a process; the parts have different shares of pixels that count.
+
+    Gradients are compared, not weights: AdamW divides each by its own size, so that one that is only rounding counts.
+    """
     (folder / "recipe.toml").write_text(RECIPE.replace("ACCUMULATE", "2"))
     done = _by_torchrun(folder)
     assert done.returncode == 0, done.stderr
     monkeypatch.chdir(folder)
-    losses, weights = train_an_epoch(load_recipe(folder / "recipe.toml"), Ranks())
+    losses, gradients = train_an_epoch(load_recipe(folder / "recipe.toml"), Ranks())
+    largest = max(float(gradient.abs().max()) for gradient in gradients.values())
     for rank in range(2):
         shared_losses, shared = torch.load(folder / f"rank{rank}.pt")
         assert shared_losses == pytest.approx(losses, rel=1e-5)
-        for name, expected in weights.items():
-            torch.testing.assert_close(shared[name], expected, rtol=0, atol=2e-5, msg=name)
+        assert shared.keys() == gradients.keys()
+        for name, expected in gradients.items():
+            torch.testing.assert_close(shared[name], expected, rtol=1e-3, atol=1e-4 * largest, msg=name)
 
     # Then the real network, by the command: one process writes and tells.
     run = folder / "runs/shared"
