@@ -1,6 +1,6 @@
 """The whole path on a small built-in data set: `make demo`.
 
-Makes the data, trains a ResNet50-UNet and a ResNet50 classifier, packages both, starts the service, sends images over
+Makes the data, trains a ResNet50-UNet and a ResNet18 classifier, packages both, starts the service, sends images over
 HTTP and writes the answers under runs/demo/. Each step is the command a person would type, printed as it runs.
 """
 
