@@ -76,6 +76,7 @@ class _Service:
                 self._until_signal(jvm)
             elif health.reasons():
                 return
+            # Else the signal came once requests were answered, but before this thread knew: that drains, too.
             _say("draining")
             drain = Drain(self.settings, health=health, folder=self.folder, signals=self.signals)
             if not drain.run():

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from segserve.artifact import Artifact, save_artifact
 from segserve.networks import build_network
 from segserve.spec import ClassSpec, ModelSpec, NetworkSpec, PreprocessSpec, Provenance, Task
+from training.config import Recipe
 
 SHARED_DATA = Path(__file__).resolve().parents[1] / "../shared/data"
 
@@ -96,6 +97,21 @@ def spec() -> ModelSpec:
 @pytest.fixture
 def labels_spec() -> ModelSpec:
     return tiny_spec("classification")
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    """The least a recipe needs; its data set is not there."""
+    return Recipe.model_validate(
+        {
+            "name": "small",
+            "task": "segmentation",
+            "data": {"root": "somewhere"},
+            "preprocess": {"working_side": 32},
+            "augment": {"crop": [32, 32]},
+            "optim": {"epochs": 3, "batch_size": 2, "learning_rate": 1e-3},
+        }
+    )
 
 
 @pytest.fixture(scope="session")

@@ -10,20 +10,6 @@ from training.config import Recipe
 from training.run import Checkpoint, EpochLog, Run
 
 
-@pytest.fixture
-def recipe() -> Recipe:
-    return Recipe.model_validate(
-        {
-            "name": "small",
-            "task": "segmentation",
-            "data": {"root": "somewhere"},
-            "preprocess": {"working_side": 32},
-            "augment": {"crop": [32, 32]},
-            "optim": {"epochs": 3, "batch_size": 2, "learning_rate": 1e-3},
-        }
-    )
-
-
 def _checkpoint(spec: ModelSpec, *, epochs: int) -> Checkpoint:
     weights = {"weight": torch.arange(4.0), "num_batches_tracked": torch.tensor(epochs)}
     return Checkpoint(

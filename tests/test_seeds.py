@@ -12,20 +12,6 @@ from training.run import Run
 from training.seeds import spreads, train_seeds
 
 
-@pytest.fixture
-def recipe() -> Recipe:
-    return Recipe.model_validate(
-        {
-            "name": "small",
-            "task": "segmentation",
-            "data": {"root": "somewhere"},
-            "preprocess": {"working_side": 32},
-            "augment": {"crop": [32, 32]},
-            "optim": {"epochs": 3, "batch_size": 2, "learning_rate": 1e-3},
-        }
-    )
-
-
 def _evaluation(miou: float) -> str:
     return Evaluation(
         task="segmentation",
