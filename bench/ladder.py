@@ -60,12 +60,6 @@ class Rung:
     """Multiplications and additions of one forward pass, counted apart."""
 
     @property
-    def scores(self) -> dict[str, float]:
-        """All of the evaluation's, and the calibration error."""
-        certainty = self.evaluation.certainty
-        return {**self.evaluation.scores, **({} if certainty is None else {"ece": certainty.ece})}
-
-    @property
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.artifact.network.parameters())
 
@@ -212,14 +206,14 @@ def table(ladder: Sequence[Sequence[Rung]]) -> str:
 def columns(rung: Rung) -> list[str]:
     """The scores that are shown: the headline, those of outlines and of further guesses, and the calibration error."""
     shown = (HEADLINE[rung.recipe.task], *SHOWN, "ece")
-    return [name for name in shown if name in rung.scores]
+    return [name for name in shown if name in rung.evaluation.figures]
 
 
 def _line(seeds: Sequence[Rung], names: Sequence[str]) -> str:
     first = seeds[0]
     cells = (
         _name(first),
-        *(_spread([rung.scores[name] for rung in seeds]) for name in names),
+        *(_spread([rung.evaluation.figures[name] for rung in seeds]) for name in names),
         f"{first.num_parameters / 1e6:.2f}",
         f"{first.megabytes:.1f}",
         f"{first.gigaflops:.2f}",

@@ -147,6 +147,11 @@ class Evaluation(Settings):
         return f"{self.split}, {self.num_images} images, tta {how}: {totals} ({scored})"
 
     @property
+    def figures(self) -> dict[str, float]:
+        """The scores, and the calibration error where it was looked at."""
+        return {**self.scores, **({} if self.certainty is None else {"ece": self.certainty.ece})}
+
+    @property
     def num_scored(self) -> int:
         """The classes that the means are over."""
         return sum(entry.score is not None for entry in self.classes)

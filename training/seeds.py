@@ -65,7 +65,7 @@ def train_seeds(recipe: Recipe, *, seeds: Sequence[int], runs_dir: Path) -> Seed
     with joined_ranks(device_of_rank(best_device())) as ranks:
         for seed, name in zip(seeds, names, strict=True):
             train(recipe.model_copy(update={"seed": seed, "name": name}), run_dir=runs_dir / name)
-        found = [Evaluation.model_validate_json((runs_dir / name / SCORES).read_bytes()).scores for name in names]
+        found = [Evaluation.model_validate_json((runs_dir / name / SCORES).read_bytes()).figures for name in names]
     report = SeedsReport(name=recipe.name, seeds=tuple(seeds), runs=tuple(names), scores=spreads(found))
     if ranks.is_first:
         Run(runs_dir).write(f"{recipe.name}-seeds.json", report.model_dump_json(indent=1) + "\n")
