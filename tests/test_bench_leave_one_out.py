@@ -29,7 +29,7 @@ def test_a_name_without_a_group_is_refused() -> None:
 
 
 def test_one_group_is_refused() -> None:
-    with pytest.raises(ValueError, match="expected at least two groups, but .+ finds a in every name"):
+    with pytest.raises(ValueError, match=r"expected at least two groups, but .+ finds a in every name"):
         grouped(samples("a_1", "a_2"), ".")
 
 
