@@ -176,7 +176,7 @@ def _load(path: Path) -> "tuple[Artifact, Predictor]":
 
 
 def _serve(given: argparse.Namespace) -> int:
-    from handlers.settings import ServeSettings
+    from handlers.settings import ServeSettings, read_gateway
     from handlers.supervisor import serve
 
     return serve(
@@ -187,6 +187,7 @@ def _serve(given: argparse.Namespace) -> int:
             management_port=given.management_port,
             ops_port=given.ops_port,
             host=given.host,
+            gateway=None if given.gateway is None else read_gateway(given.gateway),
         )
     )
 
@@ -264,6 +265,13 @@ def _add_serving(commands: Commands) -> None:
     serve.add_argument("--management-port", type=int, default=8081)
     serve.add_argument("--ops-port", type=int, default=8082)
     serve.add_argument("--host", default="127.0.0.1")
+    serve.add_argument(
+        "--gateway",
+        nargs="?",
+        const="",
+        metavar="gateway.toml",
+        help="nginx answers at the inference port, and TorchServe on loopback only; docs/gateway.md",
+    )
 
     _add(commands, "openapi", _openapi, "print the OpenAPI document of the HTTP interface")
 

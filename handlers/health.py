@@ -77,6 +77,10 @@ class Health:
         loaded = {(state.name, state.version) for state in self._snapshot.versions}
         return [model for model in self.models if (model.name, model.version) not in loaded]
 
+    def is_ready(self, name: str) -> bool:
+        """Whether some version of this model has a worker."""
+        return self.is_running() and any(state.name == name and state.workers["ready"] for state in self.versions)
+
     def reasons(self) -> list[str]:
         """Why the service is not ready; empty if it is."""
         if self.draining:

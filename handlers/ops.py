@@ -3,15 +3,19 @@
 import json
 import socketserver
 import threading
+from collections.abc import Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, ClassVar
-from urllib.parse import urlsplit
+from typing import Any, ClassVar, cast, get_args
+from urllib.parse import parse_qs, urlsplit
 
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import Collector
 
+from handlers import refusals
 from handlers.health import Health
+from handlers.refusals import Why
+from handlers.throughput import Throughput
 
 RETRY_AFTER_SECONDS = 2
 _LARGEST_IGNORED_BODY = 65536
@@ -22,10 +26,14 @@ class OpsServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, host: str, port: int, *, health: Health, metrics: Collector) -> None:
+    def __init__(
+        self, host: str, port: int, *, health: Health, metrics: Collector, throughput: Throughput | None = None
+    ) -> None:
         super().__init__((host, port), _OpsHandler)
         self.health = health
         self.metrics = metrics
+        self.throughput = throughput
+        """With a gateway only, which asks what to tell clients."""
 
     def server_bind(self) -> None:
         """As the base class, without its reverse look-up of the host's name, which can take seconds."""
@@ -54,7 +62,8 @@ class _OpsHandler(BaseHTTPRequestHandler):
     pages: ClassVar = {"/metrics": "_metrics", "/ready": "_ready", "/live": "_live"}
 
     def do_GET(self) -> None:
-        page = self.pages.get(urlsplit(self.path).path)
+        path = urlsplit(self.path).path
+        page = "_refusal" if path == "/refusal" and self.server.throughput else self.pages.get(path)
         if page:
             getattr(self, page)()
         else:
@@ -91,6 +100,20 @@ class _OpsHandler(BaseHTTPRequestHandler):
         else:
             self._send_unavailable({"status": "dead", "reasons": ["TorchServe is not running or does not answer"]})
 
+    def _refusal(self) -> None:
+        """For the gateway: `?model=NUMBER&why=...`."""
+        throughput, health = self.server.throughput, self.server.health
+        query = parse_qs(urlsplit(self.path).query)
+        why, number = query.get("why", [""])[0], query.get("model", [""])[0]
+        if throughput is None or why not in get_args(Why) or number not in map(str, range(len(throughput.places))):
+            return self._send_json(HTTPStatus.BAD_REQUEST, {"detail": "expected the number of a model, and why"})
+        name = tuple(throughput.places)[int(number)]
+        refusal = refusals.of_model(cast(Why, why), name, health=health, throughput=throughput)
+        body = refusal.body().encode()
+        return self._send(
+            HTTPStatus(refusal.status), body, content_type="application/problem+json", headers=refusal.headers
+        )
+
     def _send_unavailable(self, content: dict[str, Any]) -> None:
         headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
         self._send_json(HTTPStatus.SERVICE_UNAVAILABLE, content, headers=headers)
@@ -99,7 +122,7 @@ class _OpsHandler(BaseHTTPRequestHandler):
         self._send(status, json.dumps(content).encode() + b"\n", content_type="application/json", headers=headers)
 
     def _send(
-        self, status: HTTPStatus, body: bytes, *, content_type: str, headers: dict[str, str] | None = None
+        self, status: HTTPStatus, body: bytes, *, content_type: str, headers: Mapping[str, str] | None = None
     ) -> None:
         self.send_response(status)
         for name, value in {"Content-Type": content_type, "Cache-Control": "no-store", **(headers or {})}.items():

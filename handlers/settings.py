@@ -1,5 +1,7 @@
 """What `segserve serve` can be told."""
 
+import ipaddress
+import tomllib
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -8,6 +10,57 @@ from pydantic import Field, field_validator, model_validator
 from segserve.settings import Settings
 
 Port = Annotated[int, Field(ge=1, le=65534)]
+
+
+class GatewaySettings(Settings):
+    """Whom the gateway lets in, and how much of each; docs/gateway.md."""
+
+    tokens: Path | None = None
+    """A file with a line NAME.SECRET for each client. None: no token is asked for."""
+    certificate: Path | None = None
+    """PEM, the chain included. With it and `key`, clients speak TLS."""
+    key: Path | None = None
+    max_body_bytes: int = Field(default=64 * 2**20, ge=1, le=64 * 2**20)
+    """TorchServe itself takes 64 MiB at most."""
+    requests_per_second: int = Field(default=100, ge=1)
+    """Of one client: one token, or one address where there are no tokens."""
+    burst: int = Field(default=200, ge=0)
+    """How many requests a client may be ahead of that rate."""
+    connections: int = Field(default=128, ge=1)
+    """Requests of one client at the same time, those that wait included."""
+    waiting_batches: int = Field(default=3, ge=0)
+    """Batches that may wait for each worker beside the one it computes; more requests are answered 429."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Networks, such as 10.0.0.0/8, whose X-Forwarded-For names the client."""
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(str(ipaddress.ip_network(network)) for network in networks)
+
+    @model_validator(mode="after")
+    def _certificate_has_key(self) -> Self:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("expected certificate and key, or neither, but got one of them: add the other")
+        return self
+
+
+def read_gateway(file: str) -> GatewaySettings:
+    """Settings from a TOML file; none named: the defaults. Paths in it are relative to its folder.
+
+    Raises:
+        ValueError: it is not TOML, or has keys or values that are not known.
+        OSError: it cannot be read.
+    """
+    if not file:
+        return GatewaySettings()
+    path = Path(file)
+    try:
+        given = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"expected {path} to be TOML, but it is not: {error}") from None
+    files = {name: path.parent / given[name] for name in ("tokens", "certificate", "key") if name in given}
+    return GatewaySettings.model_validate({**given, **files})
 
 
 class ServeSettings(Settings):
@@ -21,6 +74,8 @@ class ServeSettings(Settings):
     ops_port: Port = 8082
     host: str = "127.0.0.1"
     """Where inference and ops listen. The management API can stop workers, so it stays on loopback in any case."""
+    gateway: GatewaySettings | None = None
+    """None: TorchServe itself answers at the inference port. Else nginx does, and TorchServe stays on loopback."""
     drain_seconds: float = Field(default=30.0, ge=0)
     """Upper bound for answering what is queued and in flight when the service is told to stop."""
     start_seconds: float = Field(default=300.0, gt=0)

@@ -3,10 +3,15 @@
 import json
 import re
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, get_args
+
+import yaml
 
 from handlers.settings import ServeSettings
+from segserve.spec import Task
 
 _MANIFEST = "MAR-INF/MANIFEST.json"
 _FILE_NAME = re.compile(r"\w[\w.+-]*\.mar")
@@ -20,6 +25,12 @@ class ServedModel:
     archive: str
     name: str
     version: str
+    task: Task | None = None
+    """None: the handler is not one of segserve's."""
+    places: int = 1
+    """Requests that its workers compute at once: workers x batch size."""
+    answer_seconds: int = 120
+    """After so long TorchServe ends a worker that has not answered."""
 
     def __str__(self) -> str:
         return f"{self.name} {self.version}"
@@ -72,9 +83,22 @@ def _read_archive(path: Path) -> ServedModel:
     try:
         with zipfile.ZipFile(path) as archive:
             model = json.loads(archive.read(_MANIFEST))["model"]
-        return ServedModel(archive=path.name, name=str(model["modelName"]), version=str(model["modelVersion"]))
-    except (zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
+            config = yaml.safe_load(archive.read(model["configFile"])) if "configFile" in model else {}
+        return _served_model(path.name, model, config or {})
+    except (zipfile.BadZipFile, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
         raise ValueError(
             f"expected {path} to be a model archive whose {_MANIFEST} names the model and its version, but got "
             f"{type(error).__name__} ({error}): make it again with `segserve package`"
         ) from error
+
+
+def _served_model(archive: str, model: Mapping[str, Any], config: Mapping[str, Any]) -> ServedModel:
+    """Where the archive does not say, TorchServe's configuration in `handlers/config` does."""
+    return ServedModel(
+        archive=archive,
+        name=str(model["modelName"]),
+        version=str(model["modelVersion"]),
+        task=next((task for task in get_args(Task) if model.get("handler") == f"{task}_handler.py"), None),
+        places=int(config.get("minWorkers", 1)) * int(config.get("batchSize", 1)),
+        answer_seconds=int(config.get("responseTimeout", 120)),
+    )

@@ -11,9 +11,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from handlers import torchserve
+from handlers import nginx, torchserve
 from handlers.drain import Drain
 from handlers.exposition import Scrape, SupervisorMetrics, TorchServeMetrics, WorkerMetrics
+from handlers.gateway import Gateway
 from handlers.health import Health
 from handlers.jvm import Jvm
 from handlers.management import Management
@@ -21,12 +22,15 @@ from handlers.ops import OpsServer
 from handlers.settings import ServeSettings
 from handlers.signals import StopSignals
 from handlers.store import ServedModel, served_models
+from handlers.throughput import Throughput, worker_counts
 from handlers.torchserve import LOOPBACK, RunFolder, ServeError
 
 __all__ = ["ServeSettings", "serve"]
 
 STOP_SECONDS = 10.0
 """For TorchServe's own end, when nothing is in flight any more."""
+GATEWAY_STOP_SECONDS = 2.0
+"""For answers that are still on their way to slow clients."""
 WATCH_SECONDS = 0.2
 MANAGEMENT_TIMEOUT_SECONDS = 5.0
 SCRAPE_TIMEOUT_SECONDS = 0.5
@@ -66,19 +70,33 @@ class _Service:
         self.signals = signals
         self.metrics_port = torchserve.free_port()
         self.began = time.monotonic()
+        self.inner = _behind_gateway(settings) if settings.gateway else settings
+        """TorchServe's own view: where it listens itself."""
+        waiting_batches = settings.gateway.waiting_batches if settings.gateway else 0
+        self.places = nginx.places(models, waiting_batches=waiting_batches)
+        workers = WorkerMetrics(folder.metrics)
+        self.throughput = Throughput(
+            {place.name: place.limit for place in self.places}, counts=lambda: worker_counts(workers.collect())
+        )
 
     def run(self) -> None:
         """Start, watch, drain, stop."""
         self._check_ports()
-        with self._torchserve() as jvm, self._health(jvm) as health, self._ops(health):
-            if self._until_ready(jvm, health):
+        gateway = self._make_gateway()
+        with (
+            self._torchserve() as jvm,
+            self._health(jvm) as health,
+            self._ops(health),
+            self._started(gateway),
+        ):
+            if self._until_ready(jvm, health, gateway):
                 self._announce()
-                self._until_signal(jvm)
+                self._until_signal(jvm, health, gateway)
             elif health.reasons():
                 return
             # Else the signal came once requests were answered, but before this thread knew: that drains, too.
             _say("draining")
-            drain = Drain(self.settings, health=health, folder=self.folder, signals=self.signals)
+            drain = Drain(self.inner, health=health, folder=self.folder, signals=self.signals)
             if not drain.run():
                 _say("the drain was cut short; requests may have been lost")
             self._check_running(jvm)
@@ -98,11 +116,11 @@ class _Service:
         """Started before any thread is, because a copy of a threaded process must not do much between fork and exec."""
         java = torchserve.find_java(os.environ)
         torchserve.leave_forms_unparsed(self.folder)
-        self.folder.properties.write_text(torchserve.properties_text(self.settings, metrics_port=self.metrics_port))
+        self.folder.properties.write_text(torchserve.properties_text(self.inner, metrics_port=self.metrics_port))
         names = ", ".join(str(model) for model in self.models)
         _say(f"starting TorchServe {torchserve.version()} on Java {java.version} with {names}")
         jvm = Jvm(
-            torchserve.command(self.settings, self.models, folder=self.folder, java=java),
+            torchserve.command(self.inner, self.models, folder=self.folder, java=java),
             environment=torchserve.environment(os.environ, folder=self.folder),
             folder=self.folder.root,
         )
@@ -130,16 +148,52 @@ class _Service:
             TorchServeMetrics(self.metrics_port, timeout=SCRAPE_TIMEOUT_SECONDS),
         )
         with _listening("--ops-port", settings.host, settings.ops_port):
-            server = OpsServer(settings.host, settings.ops_port, health=health, metrics=scrape)
+            server = OpsServer(
+                settings.host,
+                settings.ops_port,
+                health=health,
+                metrics=scrape,
+                throughput=self.throughput if settings.gateway else None,
+            )
         server.start()
         try:
             yield
         finally:
             server.close()
 
-    def _until_ready(self, jvm: Jvm, health: Health) -> bool:
+    def _make_gateway(self) -> Gateway | None:
+        """Before anything is started, because it may be refused."""
+        if self.settings.gateway is None:
+            return None
+        return Gateway(
+            self.settings,
+            self.settings.gateway,
+            self.places,
+            folder=self.folder.gateway,
+            torchserve_port=self.inner.inference_port,
+        )
+
+    @contextlib.contextmanager
+    def _started(self, gateway: Gateway | None) -> Iterator[None]:
+        """From the first moment on, so that clients hear 503 and when to come back while the models load."""
+        if gateway is None:
+            yield
+            return
+        gateway.start()
+        try:
+            yield
+        finally:
+            gateway.stop(seconds=GATEWAY_STOP_SECONDS)
+
+    def _watch(self, health: Health, gateway: Gateway | None) -> None:
+        if gateway is not None:
+            gateway.watch(health)
+            self.throughput.sample()
+
+    def _until_ready(self, jvm: Jvm, health: Health, gateway: Gateway | None) -> bool:
         """Wait for the models; False if a stop signal came first. TorchServe itself would try for ever."""
         while reasons := health.reasons():
+            self._watch(health, gateway)
             if self.signals.wait(WATCH_SECONDS):
                 return False
             self._check_running(jvm)
@@ -151,9 +205,11 @@ class _Service:
                 raise ServeError(_with_tail(late, jvm))
         return True
 
-    def _until_signal(self, jvm: Jvm) -> None:
+    def _until_signal(self, jvm: Jvm, health: Health, gateway: Gateway | None) -> None:
+        self._watch(health, gateway)
         while not self.signals.wait(WATCH_SECONDS):
             self._check_running(jvm)
+            self._watch(health, gateway)
 
     def _check_running(self, jvm: Jvm) -> None:
         if not jvm.is_running:
@@ -162,10 +218,16 @@ class _Service:
     def _announce(self) -> None:
         seconds = time.monotonic() - self.began
         host = self.settings.reachable_host
+        gateway = self.settings.gateway
+        scheme = "https" if gateway and gateway.certificate else "http"
         for model in self.models:
-            url = f"http://{host}:{self.settings.inference_port}/predictions/{model.name}"
+            url = f"{scheme}://{host}:{self.settings.inference_port}/predictions/{model.name}"
             _say(f"ready in {seconds:.1f} s: {model} -> {url}")
         _say(f"ops http://{host}:{self.settings.ops_port}/metrics")
+
+
+def _behind_gateway(settings: ServeSettings) -> ServeSettings:
+    return settings.model_copy(update={"host": LOOPBACK, "inference_port": torchserve.free_port()})
 
 
 @contextlib.contextmanager

@@ -60,6 +60,11 @@ class RunFolder:
         return self.root / "classes"
 
     @property
+    def gateway(self) -> Path:
+        """What nginx reads and writes."""
+        return self.root / "nginx"
+
+    @property
     def drain_flag(self) -> Path:
         """While this file exists, handlers answer every new request with 503."""
         return self.root / "drain"

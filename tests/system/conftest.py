@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from handlers.local_service import LocalService, local_service
+from tests.system.toy_service import short_folder
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,3 +43,10 @@ def service(demo: Demo) -> Iterator[LocalService]:
     with local_service(demo.folder / "model_store") as running:
         yield running
         assert running.stop() == 0
+
+
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A folder for one service's temporary files, empty at its end."""
+    with short_folder() as path:
+        yield path

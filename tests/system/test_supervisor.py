@@ -1,223 +1,33 @@
 """`segserve serve` with the real TorchServe and a toy model: a real process, real signals, real sockets."""
 
-import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
-import sys
-import tempfile
 import threading
 import time
-import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from handlers.supervisor import ServeSettings
-from handlers.torchserve import free_port
+from tests.system.toy_service import (
+    Sent,
+    Service,
+    children,
+    hammer,
+    is_gone,
+    serving,
+    short_folder,
+    until,
+    write_toy_archive,
+)
 
 pytestmark = pytest.mark.system
-
-ROOT = Path(__file__).parents[2]
-START = """
-import sys
-from handlers.supervisor import ServeSettings, serve
-sys.exit(serve(ServeSettings.model_validate_json(sys.argv[1])))
-"""
-TOY_HANDLER = '''
-import os
-import time
-
-from prometheus_client import Gauge
-
-IN_FLIGHT = Gauge("segserve_in_flight", "Requests in the workers", ["model"], multiprocess_mode="livesum")
-
-
-class ToyHandler:
-    """Sleeps and answers. Obeys the drain flag as segserve's own handlers do."""
-
-    def initialize(self, context):
-        self.model = context.manifest["model"]["modelName"]
-        if self.model == "broken":
-            raise ValueError("the example did not reproduce")
-        IN_FLIGHT.labels(self.model).set(0)
-
-    def handle(self, rows, context):
-        if os.path.exists(os.environ["SEGSERVE_DRAIN_FLAG"]):
-            for index in range(len(rows)):
-                context.set_response_status(503, "Service Unavailable", index)
-                context.set_response_header(index, "Retry-After", "1")
-            return ["stopping"] * len(rows)
-        IN_FLIGHT.labels(self.model).inc(len(rows))
-        try:
-            time.sleep(float(os.environ.get("TOY_SECONDS", "0.035")))
-            kinds = [type(row["body"]).__name__ for row in rows]
-            return [{"batch": len(rows), "kind": kind, "pid": os.getpid()} for kind in kinds]
-        finally:
-            IN_FLIGHT.labels(self.model).dec(len(rows))
-'''
-
-
-def write_toy_archive(
-    store: Path, *, name: str = "toy", version: str = "1.0", workers: int = 1, runtime: str = "python"
-) -> None:
-    store.mkdir(exist_ok=True)
-    model = {
-        "modelName": name,
-        "modelVersion": version,
-        "handler": "toy_handler.py",
-        "configFile": "model-config.yaml",
-    }
-    manifest = {"createdOn": "01/01/2026 00:00:00", "archiverVersion": "0.12.0", "runtime": runtime, "model": model}
-    config = {"minWorkers": workers, "maxWorkers": workers, "batchSize": 8, "maxBatchDelay": 5, "responseTimeout": 30}
-    with zipfile.ZipFile(store / f"{name}.mar", "w") as archive:
-        archive.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest))
-        archive.writestr("toy_handler.py", TOY_HANDLER)
-        archive.writestr("model-config.yaml", "".join(f"{key}: {value}\n" for key, value in config.items()))
-
-
-@dataclass
-class Service:
-    """A supervisor in a process of its own."""
-
-    settings: ServeSettings
-    process: subprocess.Popen[str]
-    output: list[str] = field(default_factory=list)
-
-    @property
-    def ops(self) -> str:
-        return f"http://127.0.0.1:{self.settings.ops_port}"
-
-    def prediction_url(self, model: str = "toy") -> str:
-        return f"http://127.0.0.1:{self.settings.inference_port}/predictions/{model}"
-
-    def ready(self) -> httpx.Response | None:
-        assert self.process.poll() is None, self.text()
-        try:
-            return httpx.get(f"{self.ops}/ready")
-        except httpx.TransportError:
-            return None
-
-    def wait_ready(self) -> None:
-        until(lambda: (answer := self.ready()) is not None and answer.status_code == 200, 90, self.text)
-
-    def text(self) -> str:
-        return "".join(self.output)
-
-    def end(self) -> tuple[int, str]:
-        """Wait for the end; the exit code and all output."""
-        code = self.process.wait(timeout=90)
-        self.reader.join(timeout=5)
-        return code, self.text()
-
-    def processes(self) -> list[int]:
-        """Java and its workers."""
-        java = children(self.process.pid)
-        return java + [worker for pid in java for worker in children(pid)]
-
-    def read(self) -> None:
-        self.reader = threading.Thread(target=self._read, daemon=True)
-        self.reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        with self.process.stdout as lines:
-            self.output.extend(lines)
-
-
-def until(
-    condition: Callable[[], Any], seconds: float, detail: Callable[[], str] = str, *, pause: float = 0.05
-) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, detail()
-        time.sleep(pause)
-
-
-def is_gone(pid: int) -> bool:
-    """Ended, even if nobody has asked how."""
-    found = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    return found.stdout.strip()[:1] in ("", "Z")
-
-
-def children(parent: int) -> list[int]:
-    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True, check=False)
-    return [int(pid) for pid in found.stdout.split()]
-
-
-@contextmanager
-def serving(
-    store: Path, *, temporary: Path, environment: dict[str, str] | None = None, **options: Any
-) -> Iterator[Service]:
-    """Start a service on free ports; end it whatever happens."""
-    ports = {name: free_port() for name in ("inference_port", "management_port", "ops_port")}
-    settings = ServeSettings(store=store, **{**ports, **options})
-    process = subprocess.Popen(
-        [sys.executable, "-c", START, settings.model_dump_json()],
-        cwd=ROOT,
-        env={**os.environ, "TMPDIR": str(temporary), **(environment or {})},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    service = Service(settings, process)
-    service.read()
-    try:
-        yield service
-    finally:
-        process.terminate()
-        try:
-            process.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        service.reader.join(timeout=5)
-
-
-@contextmanager
-def short_folder() -> Iterator[Path]:
-    """A temporary folder for sockets, whose paths must be short; pytest's own are long."""
-    with tempfile.TemporaryDirectory(prefix="sst-", dir="/tmp", ignore_cleanup_errors=True) as path:
-        yield Path(path)
-
-
-@pytest.fixture
-def temporary() -> Iterator[Path]:
-    with short_folder() as path:
-        yield path
-
-
-@dataclass(frozen=True)
-class Sent:
-    """One request of the hammering clients."""
-
-    at: float
-    status: int | str
-    retry_after: str | None = None
-
-
-def hammer(url: str, stop: threading.Event, record: list[Sent]) -> None:
-    """Send requests one after the other until the service is gone."""
-    with httpx.Client(timeout=60) as client:
-        while not stop.is_set():
-            at = time.monotonic()
-            try:
-                answer = client.post(url, content=b"x" * 50_000, headers={"Content-Type": "image/jpeg"})
-            except httpx.TransportError as error:
-                record.append(Sent(at, type(error).__name__))
-                if isinstance(error, httpx.ConnectError):
-                    return
-            else:
-                record.append(Sent(at, answer.status_code, answer.headers.get("Retry-After")))
 
 
 def test_a_signal_costs_no_request_that_was_sent_before(tmp_path: Path, temporary: Path) -> None:

@@ -1,0 +1,129 @@
+"""The gateway: nginx in front of TorchServe; started, watched, started again and stopped by the supervisor."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from handlers import nginx
+from handlers.health import Health
+from handlers.nginx import Place
+from handlers.settings import GatewaySettings, ServeSettings
+from handlers.torchserve import ServeError
+
+MOST_STARTS = 5
+"""Of one life of the service: what ends so often will not be helped by another start."""
+_LEASH = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.argv[1], sys.argv[1:])"
+"""nginx gets SIGTERM from the kernel when the supervisor was killed and stops nothing, see prctl(2)."""
+_QUERY = re.compile(r"\?[^ \"]*")
+
+
+class Gateway:
+    """One nginx, in a session and process group of its own; what it logs is passed on.
+
+    Args:
+        settings: where clients reach it, and the ops port that it asks.
+        gateway: whom it lets in.
+        models: what it passes requests to.
+        folder: for all that it writes; made here.
+        torchserve_port: on loopback.
+
+    Raises:
+        ValueError: the file of tokens is not as expected.
+        ServeError: nginx is not installed, or refuses its configuration.
+    """
+
+    def __init__(
+        self,
+        settings: ServeSettings,
+        gateway: GatewaySettings,
+        models: Sequence[Place],
+        *,
+        folder: Path,
+        torchserve_port: int,
+    ) -> None:
+        self.models = models
+        self.folder = folder
+        self._unready = folder / "unready"
+        self._unready.mkdir(parents=True)
+        for number in range(len(models)):
+            (self._unready / str(number)).touch()
+        configuration = folder / "nginx.conf"
+        configuration.write_text(
+            nginx.configuration(settings, gateway, models, folder=folder, torchserve_port=torchserve_port)
+        )
+        configuration.chmod(0o400)
+        self._command = [nginx.find_nginx(), "-e", "stderr", "-p", f"{folder}/", "-c", str(configuration)]
+        self._starts = 0
+        self._check()
+
+    def start(self) -> None:
+        """Begin to answer. A socket file that was left behind would be in the way."""
+        (self.folder / "inside").unlink(missing_ok=True)
+        leash = [sys.executable, "-I", "-S", "-c", _LEASH] if sys.platform == "linux" else []
+        self._process = subprocess.Popen(
+            [*leash, *self._command],
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self._starts += 1
+        threading.Thread(target=_pass_on, args=[self._process], name="nginx-log", daemon=True).start()
+
+    def watch(self, health: Health) -> None:
+        """Start nginx again if it has ended; let it know which models are ready.
+
+        Raises:
+            ServeError: it ends again and again.
+        """
+        for number, place in enumerate(self.models):
+            flag = self._unready / str(number)
+            if health.is_ready(place.name):
+                flag.unlink(missing_ok=True)
+            else:
+                flag.touch()
+        if self._process.poll() is None:
+            return
+        self._end_group()
+        if self._starts >= MOST_STARTS:
+            raise ServeError(f"nginx ended {self._starts} times, the last time with code {self._process.returncode}")
+        print(f"segserve: nginx ended with code {self._process.returncode}; starting it again", flush=True)
+        self.start()
+
+    def stop(self, *, seconds: float) -> None:
+        """Let nginx finish what it has begun; after `seconds` end it."""
+        self._process.send_signal(signal.SIGQUIT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=seconds)
+        self._end_group()
+
+    def _check(self) -> None:
+        tried = subprocess.run([*self._command, "-t", "-q"], capture_output=True, text=True, check=False)
+        if tried.returncode:
+            raise ServeError(f"expected nginx to take its configuration, but it says: {tried.stderr.strip()}")
+
+    def _end_group(self) -> None:
+        """A killed nginx leaves its workers behind, and with them the port."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+def _pass_on(process: "subprocess.Popen[bytes]") -> None:
+    """The access log, one JSON object a line, on standard output; the rest on standard error, without queries."""
+    assert process.stdout is not None
+    with process.stdout as output:
+        for raw in output:
+            line = raw.decode(errors="replace").rstrip()
+            with contextlib.suppress(OSError):
+                if line.startswith("{"):
+                    print(line, flush=True)
+                else:
+                    print("nginx:", _QUERY.sub("?...", line), file=sys.stderr, flush=True)

@@ -1,0 +1,92 @@
+"""How fast each model works its queue off, measured while there is something in it."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from math import ceil
+
+from prometheus_client import Metric
+
+SAMPLE_SECONDS = 1.0
+WINDOW_SECONDS = 10.0
+UNKNOWN_SECONDS = 5
+"""Where nothing was measured yet."""
+LONGEST_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Count:
+    """What a model's workers have done, and what they hold."""
+
+    answered: float
+    in_flight: float
+
+
+class Throughput:
+    """Looks at the workers' counters once a second.
+
+    Args:
+        places: how many requests a model may hold, those that wait included; by name.
+        counts: reads the counters; by name.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        places: Mapping[str, int],
+        *,
+        counts: Callable[[], Mapping[str, Count]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.places = places
+        self._counts = counts
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._samples: deque[tuple[float, Mapping[str, Count]]] = deque()
+
+    def sample(self) -> None:
+        """Look, unless that was done less than a second ago."""
+        with self._lock:
+            now = self._clock()
+            if self._samples and now - self._samples[-1][0] < SAMPLE_SECONDS:
+                return
+            self._samples.append((now, self._counts()))
+            while now - self._samples[0][0] > WINDOW_SECONDS:
+                self._samples.popleft()
+
+    def rate(self, name: str) -> float | None:
+        """Requests answered in a second of those in which there were any; None: there was no such second."""
+        with self._lock:
+            samples = [(at, counts[name]) for at, counts in self._samples if name in counts]
+        answered = seconds = 0.0
+        for (began, before), (ended, after) in pairwise(samples):
+            done = after.answered - before.answered
+            if done or after.in_flight:
+                answered += done
+                seconds += ended - began
+        return answered / seconds if seconds else None
+
+    def drain_seconds(self, name: str) -> int:
+        """Whole seconds until a full queue is worked off, from 1 to `LONGEST_SECONDS`."""
+        self.sample()
+        rate = self.rate(name)
+        if rate is None:
+            return UNKNOWN_SECONDS
+        return LONGEST_SECONDS if rate <= 0 else min(LONGEST_SECONDS, max(1, ceil(self.places[name] / rate)))
+
+
+def worker_counts(families: Iterable[Metric]) -> dict[str, Count]:
+    """The counts of each model among the workers' metrics."""
+    totals: dict[str, dict[str, float]] = {}
+    for family in families:
+        for sample in family.samples:
+            if sample.name in ("segserve_requests_total", "segserve_in_flight"):
+                model = totals.setdefault(sample.labels["model"], {})
+                model[sample.name] = model.get(sample.name, 0.0) + sample.value
+    return {
+        name: Count(found.get("segserve_requests_total", 0.0), found.get("segserve_in_flight", 0.0))
+        for name, found in totals.items()
+    }
