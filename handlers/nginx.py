@@ -198,12 +198,13 @@ def _trusted_proxies(gateway: GatewaySettings) -> Iterator[str]:
 
 def _error_pages(problems: Mapping[int, Refusal]) -> Iterator[str]:
     for found, problem in problems.items():
-        yield f"error_page {found} ={problem.status} @{found};"
+        yield f"error_page {found} ={problem.status} /-/{found};"
 
 
 def _problem_locations(problems: Mapping[int, Refusal]) -> Iterator[str]:
     for found, problem in problems.items():
-        yield f"location @{found} {{"
+        yield f"location = /-/{found} {{"
+        yield "    internal;"
         yield "    default_type application/problem+json;"
         for name, value in {"X-Request-ID": "$id", "X-Content-Type-Options": "nosniff", **problem.headers}.items():
             yield f"    add_header {name} {_quoted(value)} always;"

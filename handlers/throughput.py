@@ -10,7 +10,7 @@ from math import ceil
 
 from prometheus_client import Metric
 
-SAMPLE_SECONDS = 1.0
+SAMPLE_SECONDS = 0.5
 WINDOW_SECONDS = 10.0
 UNKNOWN_SECONDS = 5
 """Where nothing was measured yet."""
@@ -26,7 +26,7 @@ class Count:
 
 
 class Throughput:
-    """Looks at the workers' counters once a second.
+    """Looks at the workers' counters twice a second.
 
     Args:
         places: how many requests a model may hold, those that wait included; by name.
@@ -48,7 +48,7 @@ class Throughput:
         self._samples: deque[tuple[float, Mapping[str, Count]]] = deque()
 
     def sample(self) -> None:
-        """Look, unless that was done less than a second ago."""
+        """Look, unless that was done a moment ago."""
         with self._lock:
             now = self._clock()
             if self._samples and now - self._samples[-1][0] < SAMPLE_SECONDS:
@@ -58,24 +58,26 @@ class Throughput:
                 self._samples.popleft()
 
     def rate(self, name: str) -> float | None:
-        """Requests answered in a second of those in which there were any; None: there was no such second."""
+        """Requests answered in a second, over the time in which it had some to answer; None: it had none.
+
+        Between two batches none is in flight. Where not even one was answered, it might have been just then: that is the most the rate can be.
+        """
         with self._lock:
             samples = [(at, counts[name]) for at, counts in self._samples if name in counts]
-        answered = seconds = 0.0
-        for (began, before), (ended, after) in pairwise(samples):
-            done = after.answered - before.answered
-            if done or after.in_flight:
-                answered += done
-                seconds += ended - began
-        return answered / seconds if seconds else None
+        busy = [
+            (ended - began, after.answered - before.answered)
+            for (began, before), (ended, after) in pairwise(samples)
+            if before.in_flight and (after.in_flight or after.answered > before.answered)
+        ]
+        if not busy:
+            return None
+        return max(1.0, sum(answered for _, answered in busy)) / sum(seconds for seconds, _ in busy)
 
     def drain_seconds(self, name: str) -> int:
         """Whole seconds until a full queue is worked off, from 1 to `LONGEST_SECONDS`."""
         self.sample()
         rate = self.rate(name)
-        if rate is None:
-            return UNKNOWN_SECONDS
-        return LONGEST_SECONDS if rate <= 0 else min(LONGEST_SECONDS, max(1, ceil(self.places[name] / rate)))
+        return UNKNOWN_SECONDS if rate is None else min(LONGEST_SECONDS, ceil(self.places[name] / rate))
 
 
 def worker_counts(families: Iterable[Metric]) -> dict[str, Count]:

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.system
 
 
 def test_a_signal_costs_no_request_that_was_sent_before(tmp_path: Path, temporary: Path) -> None:
-    write_toy_archive(tmp_path / "store", name="toy", workers=2)
+    write_toy_archive(tmp_path / "store", name="toy", minWorkers=2, maxWorkers=2)
     with serving(tmp_path / "store", temporary=temporary) as service:
         service.wait_ready()
         record: list[Sent] = []

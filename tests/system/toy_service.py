@@ -85,29 +85,23 @@ def write_toy_archive(
     *,
     name: str = "toy",
     version: str = "1.0",
-    workers: int = 1,
-    batch_size: int = 8,
-    response_timeout: int = 30,
+    handler: str = "toy_handler.py",
     runtime: str = "python",
+    **config: int,
 ) -> None:
+    """`config`: TorchServe's names, where the values are to be others than here."""
     store.mkdir(exist_ok=True)
     model = {
         "modelName": name,
         "modelVersion": version,
-        "handler": "toy_handler.py",
+        "handler": handler,
         "configFile": "model-config.yaml",
     }
     manifest = {"createdOn": "01/01/2026 00:00:00", "archiverVersion": "0.12.0", "runtime": runtime, "model": model}
-    config = {
-        "minWorkers": workers,
-        "maxWorkers": workers,
-        "batchSize": batch_size,
-        "maxBatchDelay": 5,
-        "responseTimeout": response_timeout,
-    }
+    config = {"minWorkers": 1, "maxWorkers": 1, "batchSize": 8, "maxBatchDelay": 5, "responseTimeout": 30, **config}
     with zipfile.ZipFile(store / f"{name}.mar", "w") as archive:
         archive.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest))
-        archive.writestr("toy_handler.py", TOY_HANDLER)
+        archive.writestr(handler, TOY_HANDLER)
         archive.writestr("model-config.yaml", "".join(f"{key}: {value}\n" for key, value in config.items()))
 
 
