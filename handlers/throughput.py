@@ -60,7 +60,8 @@ class Throughput:
     def rate(self, name: str) -> float | None:
         """Requests answered in a second, over the time in which it had some to answer; None: it had none.
 
-        Between two batches none is in flight. Where not even one was answered, it might have been just then: that is the most the rate can be.
+        Between two batches none is in flight. Where not even one was answered, the most that the rate can be is as if
+        one were answered right now.
         """
         with self._lock:
             samples = [(at, counts[name]) for at, counts in self._samples if name in counts]

@@ -90,3 +90,22 @@ def test_something_else_under_the_name_of_an_archive_is_refused(tmp_path: Path) 
     (tmp_path / "seg.mar").unlink()
     zipfile.ZipFile(tmp_path / "seg.mar", "w").close()
     assert "KeyError" in refusal(ServeSettings(store=tmp_path))
+
+
+def test_places_and_task_come_from_the_archive(tmp_path: Path) -> None:
+    model = {"modelName": "seg", "modelVersion": "1.0", "handler": "segmentation_handler.py", "configFile": "c.yaml"}
+    with zipfile.ZipFile(tmp_path / "a.mar", "w") as archive:
+        archive.writestr("MAR-INF/MANIFEST.json", json.dumps({"model": model}))
+        archive.writestr("c.yaml", "minWorkers: 2\nbatchSize: 8\nresponseTimeout: 90\n")
+    [served] = served_models(ServeSettings(store=tmp_path))
+    assert (served.task, served.places, served.answer_seconds) == ("segmentation", 16, 90)
+
+
+@pytest.mark.parametrize("config", ["minWorkers: many", "{", "batchSize: [8]"])
+def test_a_configuration_that_cannot_be_read_is_said_in_one_sentence(tmp_path: Path, config: str) -> None:
+    model = {"modelName": "seg", "modelVersion": "1.0", "configFile": "c.yaml"}
+    with zipfile.ZipFile(tmp_path / "a.mar", "w") as archive:
+        archive.writestr("MAR-INF/MANIFEST.json", json.dumps({"model": model}))
+        archive.writestr("c.yaml", config)
+    with pytest.raises(ValueError, match="make it again with `segserve package`"):
+        served_models(ServeSettings(store=tmp_path))

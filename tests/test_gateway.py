@@ -1,0 +1,135 @@
+"""The real nginx by itself: TorchServe and the ops port are not there."""
+
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from handlers import gateway as gateway_module
+from handlers.gateway import Gateway
+from handlers.health import Health
+from handlers.management import Management
+from handlers.nginx import Place
+from handlers.settings import GatewaySettings, ServeSettings
+from handlers.torchserve import ServeError, free_port
+from tests.system.toy_service import is_gone, short_folder, until
+
+TOY = Place(name="toy", task="segmentation", version="1.0", limit=4, answer_seconds=10)
+HEALTH = Health((), management=Management(1, timeout=1), is_running=lambda: False)
+
+
+@pytest.fixture(autouse=True)
+def nginx() -> None:
+    if shutil.which("nginx") is None:
+        assert not os.environ.get("CI"), "CI must install nginx (Debian's package nginx-light)"
+        pytest.skip("nginx is not installed (Debian's package nginx-light)")
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with short_folder() as path:
+        yield path
+
+
+def make(folder: Path, **gateway: Any) -> tuple[Gateway, int]:
+    settings = ServeSettings(inference_port=free_port(), ops_port=free_port())
+    made = Gateway(settings, GatewaySettings(**gateway), (TOY,), folder=folder / "nginx", torchserve_port=free_port())
+    return made, settings.inference_port
+
+
+def start(gateway: Gateway, port: int) -> None:
+    gateway.start()
+    until(lambda: is_open(port), 5)
+
+
+def is_open(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_without_a_supervisor_behind_it_the_answer_is_still_a_problem(folder: Path) -> None:
+    gateway, port = make(folder)
+    start(gateway, port)
+    try:
+        answer = httpx.post(f"http://127.0.0.1:{port}/v1/segment", content=b"x", headers={"X-Request-ID": "a-1"})
+    finally:
+        gateway.stop(seconds=5)
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    assert (answer.headers["content-type"], answer.json()["request_id"]) == ("application/problem+json", "a-1")
+
+
+def test_tls(folder: Path) -> None:
+    certificate, key = folder / "tls.crt", folder / "tls.key"
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-days", "2", "-nodes"]
+    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    made = ["openssl", "req", "-x509", *curve, *subject, "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(made, check=True, capture_output=True)
+    gateway, port = make(folder, certificate=certificate, key=key)
+    start(gateway, port)
+    try:
+        trusting = ssl.create_default_context(cafile=str(certificate))
+        listed = httpx.get(f"https://localhost:{port}/v1/models", verify=trusting)
+        plain = httpx.get(f"http://localhost:{port}/v1/models")
+    finally:
+        gateway.stop(seconds=5)
+    assert listed.json()["models"] == [{"name": "toy", "version": "1.0", "task": "segmentation"}]
+    assert (plain.status_code, plain.json()["detail"]) == (400, "expected https:// here, but got plain HTTP")
+
+
+def test_a_certificate_that_nginx_cannot_read_is_named(folder: Path) -> None:
+    for name in ("tls.crt", "tls.key"):
+        (folder / name).write_text("not PEM")
+    with pytest.raises(ServeError, match=r"expected nginx to take its configuration, but it says: .*tls\.crt"):
+        make(folder, certificate=folder / "tls.crt", key=folder / "tls.key")
+
+
+def test_everything_it_writes_is_in_its_folder_and_the_configuration_is_read_only(folder: Path) -> None:
+    gateway, port = make(folder)
+    start(gateway, port)
+    gateway.stop(seconds=5)
+    assert (folder / "nginx/nginx.conf").stat().st_mode & 0o777 == 0o400
+    assert {path.name for path in (folder / "nginx").iterdir()} >= {"body", "proxy", "refusals", "unready"}
+
+
+def test_workers_do_not_outlive_a_killed_master(folder: Path) -> None:
+    gateway, port = make(folder)
+    start(gateway, port)
+    before = processes(gateway)
+    try:
+        before[0].kill()
+        until(lambda: gateway._process.poll() is not None, 5)
+        gateway.watch(HEALTH)
+        until(lambda: is_open(port), 5)
+        assert all(is_gone(process.pid) for process in before)
+        assert len(processes(gateway)) >= 3
+    finally:
+        gateway.stop(seconds=5)
+    assert not is_open(port)
+
+
+def test_what_ends_again_and_again_is_given_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway_module, "MOST_STARTS", 1)
+    gateway, port = make(folder)
+    start(gateway, port)
+    processes(gateway)[0].kill()
+    until(lambda: gateway._process.poll() is not None, 5)
+    with pytest.raises(ServeError, match="nginx ended 1 times, the last time with code -9"):
+        gateway.watch(HEALTH)
+
+
+def processes(gateway: Gateway) -> list[psutil.Process]:
+    """The master first, then its workers, which appear a moment after it."""
+    master = psutil.Process(gateway._process.pid)
+    deadline = time.monotonic() + 5
+    while len(master.children()) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return [master, *master.children()]
