@@ -175,6 +175,50 @@ def _load(path: Path) -> "tuple[Artifact, Predictor]":
     return artifact, predictor
 
 
+def _pseudolabel(given: argparse.Namespace) -> int:
+    from segserve.artifact import load_artifact
+    from training.flywheel.pseudolabel import Labeller, counts, held_out_of, pseudolabel
+    from training.flywheel.review import PAGE, write_review
+    from training.flywheel.triage import PixelRule, Selection
+
+    artifact = load_artifact(given.artifact)
+    labeller = Labeller(
+        artifact=artifact,
+        plan=given.tta,
+        selection=Selection(score=given.score, precision=given.precision, good_iou=given.good_iou),
+        pixels=PixelRule(border=given.border),
+        run=given.run,
+    )
+    held_out = held_out_of(artifact.spec, given.held_out, layout=given.layout)
+    found = pseudolabel(
+        labeller, given.images, given.out, held_out=held_out, split=given.split, previous=given.previous
+    )
+    write_review(found)
+    entries = list(found.entries().values())
+    print(found.order.thresholds.sentence)
+    print(f"{given.out}: {', '.join(f'{count} {name}' for name, count in counts(entries).items())}")
+    print(f"next: open {given.out / PAGE} in a browser, then segserve apply-review {given.out} decisions.json")
+    for entry in entries:
+        if entry.fault:
+            print(entry.fault, file=sys.stderr)
+    return 1 if any(entry.fault for entry in entries) else 0
+
+
+def _apply_review(given: argparse.Namespace) -> int:
+    from training.flywheel.decisions import apply_review
+    from training.flywheel.review import write_review
+    from training.flywheel.round import Round
+
+    found = Round(given.round)
+    made = apply_review(found, given.decisions)
+    write_review(found)
+    print(
+        f"{given.round}: {made['accept']} accepted, {made['work']} needs work, {made['reject']} rejected; "
+        f"next: segserve export-labels {given.round} --to cvat --out annotations.xml, or train with pseudo.round"
+    )
+    return 0
+
+
 def _serve(given: argparse.Namespace) -> int:
     from handlers.settings import ServeSettings, read_gateway
     from handlers.supervisor import serve
@@ -203,6 +247,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="segserve", description="Train, package and serve image segmentation models.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_training(commands)
+    _add_flywheel(commands)
     _add_serving(commands)
     return parser
 
@@ -243,6 +288,27 @@ def _add_training(commands: Commands) -> None:
     export.add_argument("run", type=Path, metavar="RUN")
     export.add_argument("--out", type=Path, required=True, metavar="ARTIFACT")
     export.add_argument("--no-calibration", action="store_true", help="keep temperature 1 instead of fitting it on val")
+
+
+def _add_flywheel(commands: Commands) -> None:
+    label = _add(commands, "pseudolabel", _pseudolabel, "label images by a model, and say which of the masks are good")
+    label.add_argument("artifact", type=Path, metavar="ARTIFACT")
+    label.add_argument("images", type=Path, metavar="IMAGES", help="a folder")
+    label.add_argument("--out", type=Path, required=True, metavar="ROUND", help="a new folder, or an unfinished one")
+    label.add_argument("--held-out", type=Path, metavar="DATASET", help="fits the thresholds; default: the training's")
+    label.add_argument("--layout", default="folder", help="of --held-out")
+    label.add_argument("--split", default="val", help="of --held-out")
+    label.add_argument("--run", type=Path, help="of the training with eval.keep_thirds: adds the score stability")
+    label.add_argument("--previous", type=Path, metavar="ROUND", help="the one before: keeps what people corrected")
+    label.add_argument("--tta", choices=get_args(Plan), default="multiscale-hflip")
+    label.add_argument("--score", default="expected_iou", help="what decides: docs/flywheel.md")
+    label.add_argument("--precision", type=float, default=0.9, help="share of the accepted masks that must be good")
+    label.add_argument("--good-iou", type=float, metavar="IOU", help="of a good mask; default: 3 of 4 held-out ones")
+    label.add_argument("--border", type=float, default=2.0, metavar="PIXELS", help="beside borders that are left out")
+
+    review = _add(commands, "apply-review", _apply_review, "take the decisions that the review page saved")
+    review.add_argument("round", type=Path, metavar="ROUND")
+    review.add_argument("decisions", type=Path, metavar="decisions.json")
 
 
 def _add_serving(commands: Commands) -> None:

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from segserve.spec import PreprocessSpec
 from training import batches as module
-from training.augment import Augment
-from training.batches import Batches, DecodedSamples, held
+from training.augment import Augment, seed_of
+from training.batches import Batches, DecodedSamples, Order, held
 from training.config import AugmentSettings
 from training.layouts import open_dataset
+from training.ranks import Ranks
 from training.synthetic import write_segmentation_set
 
 AUGMENT = AugmentSettings(crop=(32, 40), scale=(0.7, 1.4), hflip=True, rotation=10.0, brightness=0.3, blur=0.5)
@@ -34,9 +35,11 @@ def _labelled(count: int = 11) -> list[tuple[Tensor, Tensor]]:
     return [(image_CHW, mask_HW[0, 0]) for image_CHW, mask_HW in _data(count)]
 
 
-def _batches(data: Data, *, chosen: AugmentSettings = AUGMENT, batch_size: int = 4, **parts: int) -> Batches:
+def _batches(
+    data: Data, *, chosen: AugmentSettings = AUGMENT, batch_size: int = 4, rank: int = 0, num_ranks: int = 1
+) -> Batches:
     augment = Augment(chosen, mean_color=(9, 8, 7), num_classes=11)
-    return Batches(data, augment, seed=3, batch_size=batch_size, **parts)
+    return Batches(data, augment, seed=3, batch_size=batch_size, ranks=Ranks(rank=rank, count=num_ranks))
 
 
 def _samples(batches: Batches, epoch: int) -> dict[int, Tensor]:
@@ -209,3 +212,44 @@ def test_the_log_can_tell(decoded: DecodedSamples) -> None:
     assert _batches(decoded).place == (
         f"5 training images, decoded anew in every epoch, augmented by {workers} worker process(es)"
     )
+
+
+# --- order ---
+
+
+def test_without_pseudo_labels_the_order_is_what_it_was() -> None:
+    """The one that runs from before had: torch's permutation by the seed of (seed, epoch)."""
+    for epoch in range(3):
+        generator = torch.Generator().manual_seed(seed_of(3, epoch))
+        assert (
+            Order(num_samples=11).of_epoch(3, epoch, num_places=8)
+            == torch.randperm(11, generator=generator)[:8].tolist()
+        )
+
+
+def test_pseudo_labels_are_every_other_sample_where_they_are_more() -> None:
+    order = Order(num_samples=10, num_pseudo=7)
+    found = order.of_epoch(0, 0, num_places=order.num_places)
+    labelled, pseudo = found[::2], found[1::2]
+    assert sorted(pseudo) == list(range(3, 10)), "each once"
+    assert [index % 10 < 3 for index in labelled] == [True] * 7
+    assert sorted(labelled)[:6] == [0, 1, 2, 10, 11, 12], "each once, then each a second time"
+    assert len(set(found)) == 14, "whoever comes again has another key"
+    assert found != order.of_epoch(0, 1, num_places=order.num_places)
+
+
+def test_few_pseudo_labels_are_mixed_among_the_others() -> None:
+    order = Order(num_samples=10, num_pseudo=4)
+    assert sorted(order.of_epoch(0, 0, num_places=order.num_places)) == list(range(10))
+
+
+def test_an_epoch_has_as_many_steps_as_it_is_told() -> None:
+    data = _data(3)
+    augment = Augment(AUGMENT, mean_color=(9, 8, 7), num_classes=11)
+    batches = Batches(data, augment, seed=3, batch_size=4, order=Order(num_samples=3, num_steps=5))
+    found = list(batches.batches(0))
+    assert len(found) == batches.steps_per_epoch == 5
+    assert all(len(images_BCHW) == 4 for images_BCHW, _ in found), "even where the set is smaller than a batch"
+    _assert_same(batches.batches(0, first_step=2), found[2:])
+    taken = [int(mask_HW.min()) for _, masks_BHW in found for mask_HW in masks_BHW]
+    assert [taken.count(index) for index in range(3)] in ([7, 7, 6], [7, 6, 7], [6, 7, 7])

@@ -13,7 +13,7 @@ Dimensions: B batch, C channels, K classes, H, W.
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -30,7 +30,7 @@ from training.config import AugmentSettings
 from training.data import IGNORE
 
 Key = tuple[int, int, int]
-"""Seed, epoch, index of the sample."""
+"""Seed, epoch, index of the sample; when it comes again in an epoch, plus the number of samples each time."""
 
 DRAWS = (
     *("turns", "scale", "rotation", "top", "left", "hflip", "vflip"),
@@ -51,12 +51,23 @@ Matrix = NDArray[np.float64]
 QUARTER_TURN: Matrix = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
 
 
+Strong = Callable[[Tensor, Tensor, Sequence[Key]], tuple[Tensor, Tensor]]
+"""Images (B, 3, h, w) and masks (B, h, w), uint8, and their keys, to the same; may change them in place."""
+
+
 class Augment:
     """What a recipe's [augment] section describes, as functions of images, their truths and keys."""
 
-    def __init__(self, settings: AugmentSettings, *, mean_color: tuple[int, int, int], num_classes: int) -> None:
-        """`mean_color` (0 to 255) fills what lies outside an image; its mask is `IGNORE` there."""
-        self.settings, self.mean_color = settings, mean_color
+    def __init__(
+        self,
+        settings: AugmentSettings,
+        *,
+        mean_color: tuple[int, int, int],
+        num_classes: int,
+        strong: Strong | None = None,
+    ) -> None:
+        """`mean_color` (0 to 255) fills what lies outside an image; its mask is `IGNORE` there. `strong` comes last."""
+        self.settings, self.mean_color, self.strong = settings, mean_color, strong
         self.picture_transforms = _picture_transforms(settings, mean_color)
         self.mixes = [
             mix(alpha=alpha, num_classes=num_classes)
@@ -86,7 +97,8 @@ class Augment:
         changed_BCHW = self._recolored(warp(images, maps, size=crop, fill=self.mean_color, mode="bilinear"), draws)
         if truths[0].dim() == 2:
             masks = [mask_HW[None] for mask_HW in truths]
-            return changed_BCHW, warp(masks, maps, size=crop, fill=(IGNORE,), mode="nearest")[:, 0].to(torch.uint8)
+            masks_BHW = warp(masks, maps, size=crop, fill=(IGNORE,), mode="nearest")[:, 0].to(torch.uint8)
+            return (changed_BCHW, masks_BHW) if self.strong is None else self.strong(changed_BCHW, masks_BHW, keys)
         if self.picture_transforms:
             changed_BCHW = torch.stack([self._picture(*pair) for pair in zip(changed_BCHW, keys, strict=True)])
         return changed_BCHW, torch.stack(list(truths))

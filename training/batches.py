@@ -10,7 +10,8 @@ Dimensions: B batch (of all ranks), b batch of one rank, C channels, K classes, 
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count
+from dataclasses import dataclass
+from itertools import chain, count, islice
 from typing import Any
 
 import torch
@@ -21,14 +22,20 @@ from segserve.spec import PreprocessSpec
 from training.augment import Augment, Key, seed_of
 from training.data import load_sample
 from training.layouts import Sample
+from training.ranks import Ranks
 
 Pair = tuple[Tensor, Tensor]
 """Image (3, H, W) and truth (H, W) or (), uint8; samples may have different sizes."""
+
+ALONE = Ranks()
 
 SHARE_OF_MEMORY = 0.25
 """Of the machine's, or the device's: what a training set may take up there, in all processes together."""
 
 MOST_WORKERS = 8
+
+PSEUDO_STREAM = 4
+"""Added to the key (seed, epoch) of the order of the pseudo-labelled samples."""
 
 MIX_STREAM = 2
 """Added to the key (seed, epoch, step) of a batch that is mixed."""
@@ -74,6 +81,49 @@ def _size(pairs: Sequence[Pair]) -> int:
     return sum(image_CHW.nbytes + truth.nbytes for image_CHW, truth in pairs)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """In which order an epoch takes the samples: a new one each time, and from the start again where they run out.
+
+    Where the pseudo-labelled ones are more than the others, the others come round more often: every other sample is one
+    of them.
+    """
+
+    num_samples: int
+    num_pseudo: int = 0
+    """So many of them, the last ones, are pseudo-labelled."""
+    num_steps: int | None = None
+    """Of an epoch; None: as many as `num_places` fill."""
+
+    @property
+    def num_labelled(self) -> int:
+        return self.num_samples - self.num_pseudo
+
+    @property
+    def is_alternating(self) -> bool:
+        return 0 < self.num_labelled < self.num_pseudo
+
+    @property
+    def num_places(self) -> int:
+        """How many samples an epoch takes, unless `num_steps` says it."""
+        return 2 * self.num_pseudo if self.is_alternating else self.num_samples
+
+    def of_epoch(self, seed: int, epoch: int, *, num_places: int) -> list[int]:
+        """Indices of the samples, plus `num_samples` each time that one comes again: see `training.augment.Key`."""
+        if not self.is_alternating:
+            return list(islice(self._stream(range(self.num_samples), (seed, epoch)), num_places))
+        labelled = self._stream(range(self.num_labelled), (seed, epoch))
+        pseudo = self._stream(range(self.num_labelled, self.num_samples), (seed, epoch, PSEUDO_STREAM))
+        return list(islice(chain.from_iterable(zip(labelled, pseudo, strict=True)), num_places))
+
+    def _stream(self, samples: range, key: tuple[int, ...]) -> Iterator[int]:
+        """The samples in random order, again and again, without end."""
+        for time in count():
+            generator = torch.Generator().manual_seed(seed_of(*key, time) if time else seed_of(*key))
+            for place in torch.randperm(len(samples), generator=generator).tolist():
+                yield samples[place] + time * self.num_samples
+
+
 class Batches:
     """A training set in random order, augmented; every epoch has another order."""
 
@@ -84,34 +134,35 @@ class Batches:
         *,
         seed: int,
         batch_size: int,
-        rank: int = 0,
-        num_ranks: int = 1,
+        ranks: Ranks = ALONE,
         device: torch.device | None = None,
+        order: Order | None = None,
     ) -> None:
         """
         Args:
             data: the samples; a list is in memory, and goes into the device's if it fits there. A batch is never larger
-                than the set.
+                than the set, unless the order says how many steps an epoch has.
             augment: what is done to each of them.
             seed: decides, with epoch and sample, all that is random.
             batch_size: of a step, over all ranks.
-            rank: which part of each batch is wanted, from 0.
-            num_ranks: in how many equal parts each batch is divided.
+            ranks: into how many equal parts each batch is divided, and which one is wanted.
             device: where the batches are wanted; the CPU, if not given.
+            order: in which the samples come; each once an epoch, if not given.
 
         Raises:
             ValueError: a batch cannot be divided into equal parts.
         """
         self.data, self.augment, self.seed = data, augment, seed
-        self.batch_size = min(batch_size, len(data))
+        self.order = order or Order(num_samples=len(data))
+        self.batch_size = min(batch_size, len(data)) if self.order.num_steps is None else batch_size
         self.device = device or torch.device("cpu")
-        if self.batch_size % num_ranks:
+        if self.batch_size % ranks.count:
             raise ValueError(
-                f"expected a batch that {num_ranks} processes can share equally, but it has {self.batch_size} samples: "
-                "change optim.batch_size or the number of processes"
+                f"expected a batch that {ranks.count} processes can share equally, but it has {self.batch_size} "
+                "samples: change optim.batch_size or the number of processes"
             )
-        self.part_size = self.batch_size // num_ranks
-        self.part_start = rank * self.part_size
+        self.part_size = self.batch_size // ranks.count
+        self.part_start = ranks.rank * self.part_size
         self.is_held, is_on_cpu = isinstance(data, list), self.device.type == "cpu"
         self.is_resident = (
             self.is_held
@@ -122,14 +173,14 @@ class Batches:
         if self.is_resident:
             self.data = [(image_CHW.to(self.device), truth.to(self.device)) for image_CHW, truth in data]
         needs_workers = not self.is_held if is_on_cpu else not self.is_resident
-        self.num_workers = max(1, min(MOST_WORKERS, _num_cores() // num_ranks)) if needs_workers else 0
+        self.num_workers = max(1, min(MOST_WORKERS, _num_cores() // ranks.count)) if needs_workers else 0
         self._stream: Iterator[Pair] = iter(())
         self._next_step = -1
 
     @property
     def steps_per_epoch(self) -> int:
         """Samples that do not fill the last batch are left to other epochs, which have another order."""
-        return len(self.data) // self.batch_size
+        return self.order.num_steps or self.order.num_places // self.batch_size
 
     @property
     def place(self) -> str:
@@ -166,7 +217,7 @@ class Batches:
 
     def _resident(self, first_step: int) -> Iterator[Pair]:
         for keys in self._keys(first_step):
-            images, truths = zip(*(self.data[index] for _, _, index in keys), strict=True)
+            images, truths = zip(*(self.data[index % len(self.data)] for _, _, index in keys), strict=True)
             yield self.augment(images, truths, keys=keys)
 
     def _loaded(self, first_step: int) -> Iterator[Pair]:
@@ -185,8 +236,7 @@ class Batches:
         """Of this rank's part of each batch, without end; before them, if they are to be mixed, the sample before."""
         first_epoch, skipped = divmod(first_step, self.steps_per_epoch)
         for epoch in count(first_epoch):
-            generator = torch.Generator().manual_seed(seed_of(self.seed, epoch))
-            order = torch.randperm(len(self.data), generator=generator).tolist()
+            order = self.order.of_epoch(self.seed, epoch, num_places=self.steps_per_epoch * self.batch_size)
             for step in range(skipped if epoch == first_epoch else 0, self.steps_per_epoch):
                 batch = order[step * self.batch_size : (step + 1) * self.batch_size]
                 part = batch[self.part_start : self.part_start + self.part_size]
@@ -201,7 +251,7 @@ class _AugmentedSamples:
         self.data, self.augment = data, augment
 
     def __getitem__(self, key: Key) -> Pair:
-        image_CHW, truth = self.data[key[2]]
+        image_CHW, truth = self.data[key[2] % len(self.data)]
         images_BCHW, truths_B = self.augment([image_CHW], [truth], keys=[key])
         return images_BCHW[0], truths_B[0]
 

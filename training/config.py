@@ -104,10 +104,34 @@ class AugmentSettings(Settings):
         return self
 
 
+class PseudoSettings(Settings):
+    """A round of `segserve pseudolabel` that is trained on, too, and the strong changes its images get in addition.
+
+    Those of ST++, Yang et al. 2022, https://arxiv.org/abs/2106.05095. Where there are more such images than labelled
+    ones, every other sample is a labelled one.
+    """
+
+    round: Path
+    """Its folder; a relative path starts at the current folder."""
+    jitter: float = Field(default=0.5, ge=0.0, lt=1.0)
+    """Brightness, contrast and saturation: factors from 1 - x to 1 + x."""
+    hue: float = Field(default=0.25, ge=0.0, le=0.5)
+    """Largest turn of the colour circle, either way, 0.5 being half of it."""
+    recolor: float = Field(default=0.8, ge=0.0, le=1.0)
+    """Share of the images that get these two; the next ones are shares, too."""
+    gray: float = Field(default=0.2, ge=0.0, le=1.0)
+    blur: float = Field(default=0.5, ge=0.0, le=1.0)
+    cutout: float = Field(default=0.5, ge=0.0, le=1.0)
+    """A rectangle (2 to 40 % of the image) gets the mean colour, and no loss."""
+
+
 class OptimSettings(Settings):
     """AdamW, a linear warm-up and a cosine to zero, and the moving average that becomes the result."""
 
     epochs: int = Field(ge=1)
+    steps_per_epoch: int | None = Field(default=None, ge=1)
+    """None: as many as the training images fill; else they come round as often as needed, to compare sets of different
+    sizes at equal steps."""
     batch_size: int = Field(ge=2)
     learning_rate: float = Field(gt=0.0)
     """The highest, reached after the warm-up."""
@@ -136,6 +160,8 @@ class EvalSettings(Settings):
     every_epochs: int = Field(default=5, ge=1)
     keep: Literal["last", "best-on-val"] = "last"
     """Which moving average is the result. The best on val is marked: its val score is too good, having been chosen."""
+    keep_thirds: bool = False
+    """Keep the moving average after one and two thirds of the epochs, too, for `segserve pseudolabel --run`."""
 
 
 class Recipe(Settings):
@@ -145,6 +171,7 @@ class Recipe(Settings):
     task: Task
     seed: int = Field(default=0, ge=0)
     data: DataSettings
+    pseudo: PseudoSettings | None = None
     network: NetworkSettings = NetworkSettings()
     distillation: DistillationSettings | None = None
     preprocess: Sizing
@@ -182,6 +209,12 @@ class Recipe(Settings):
                 f"expected augment of segmentation without {', '.join(FOR_LABELS_ONLY)} (they change images but not "
                 f"their masks), but got {', '.join(given)}: remove them"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _pseudo_fits_task(self) -> Self:
+        if self.pseudo is not None and self.task != "segmentation":
+            raise ValueError(f"expected [pseudo] only with task segmentation, but got {self.task}: remove it")
         return self
 
     @model_validator(mode="after")

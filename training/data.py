@@ -89,6 +89,13 @@ def data_digest(dataset: Dataset, splits: Sequence[str]) -> str:
     samples = [sample for split in splits for sample in dataset.splits.get(split, ())]
     files = {*dataset.tables, *(path for sample in samples for path in sample.files)}
     digest = hashlib.sha256()
-    for name, path in sorted((path.relative_to(dataset.root).as_posix(), path) for path in files):
+    for name, path in sorted((_name(path, dataset), path) for path in files):
         digest.update(name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
+
+
+def _name(path: Path, dataset: Dataset) -> str:
+    """From the data set's folder, or from that of its further samples."""
+    if dataset.round is not None and path.is_relative_to(dataset.round):
+        return f"round/{path.relative_to(dataset.round).as_posix()}"
+    return path.relative_to(dataset.root).as_posix()

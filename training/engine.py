@@ -23,13 +23,14 @@ from segserve.preprocess import normalise
 from training.augment import seeded
 from training.config import OptimSettings, Recipe
 from training.evaluate import outcomes, summarise
+from training.flywheel.joined import with_round
 from training.layouts import Dataset
 from training.learner import Learner, build_learner
 from training.lint.inspection import checked_dataset
 from training.metrics import HEADLINE
 from training.ranks import device_of_rank, joined_ranks, unshared
 from training.report import write_report
-from training.run import EpochLog, Run
+from training.run import THIRDS, EpochLog, Run
 from training.stop import Stopped, StopRequest, stop_request
 
 CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 20.0, 0.05
@@ -70,6 +71,7 @@ def train(recipe: Recipe, *, run_dir: Path, device: torch.device | None = None) 
     chosen = device_of_rank(device or best_device())
     with joined_ranks(chosen) as ranks:
         dataset = checked_dataset(recipe.data.root, recipe.task, layout=recipe.data.layout)
+        dataset = dataset if recipe.pseudo is None else with_round(dataset, recipe.pseudo.round)
         checkpoint = run.load()
         learner = build_learner(recipe, dataset, checkpoint=checkpoint, device=chosen, ranks=ranks)
         if ranks.is_first and checkpoint is None:
@@ -115,6 +117,7 @@ def _train_epochs(learner: Learner, run: Run, dataset: Dataset, request: StopReq
         while len(learner.history) < epochs:
             _train_epoch(learner, saver, request, bar)
             _close_epoch(learner, dataset)
+            _keep_third(learner, run)
             _obey(request, learner, saver)
             if saver.is_due or len(learner.history) == epochs:
                 saver.save()
@@ -161,6 +164,16 @@ def _close_epoch(learner: Learner, dataset: Dataset) -> None:
             scores=_val_scores(learner, dataset) if is_scored and learner.ranks.is_first else {},
         )
     )
+
+
+def _keep_third(learner: Learner, run: Run) -> None:
+    """Before any checkpoint of the epoch, so that whoever goes on from one finds them."""
+    done, epochs = len(learner.history), learner.recipe.optim.epochs
+    if not (learner.recipe.eval.keep_thirds and learner.ranks.is_first):
+        return
+    for number, name in enumerate(THIRDS, start=1):
+        if done == math.ceil(number * epochs / 3):
+            run.save_third(name, learner.averaged.module.state_dict())
 
 
 def _step(learner: Learner, images_BCHW: Tensor, truths_B: Tensor) -> float:

@@ -21,6 +21,7 @@ from training.calibration import ProbabilityScores, cross_fitted, fit_temperatur
 from training.config import Recipe
 from training.data import IGNORE, data_digest, load_sample, read_image
 from training.evaluate import Evaluation
+from training.flywheel.joined import with_round
 from training.layouts import Dataset, open_dataset
 from training.learner import TRAINED_ON
 from training.run import EXAMPLE, SCORES, Run
@@ -79,6 +80,8 @@ def _dataset_of(recipe: Recipe, spec: ModelSpec) -> Dataset:
     if not root.is_dir():
         raise ValueError(f"expected the run's data set at {root} to fit it on, but there is none: export where it is")
     dataset = open_dataset(root, recipe.task, layout=recipe.data.layout)
+    if recipe.pseudo is not None:
+        dataset = with_round(dataset, recipe.pseudo.round)
     if data_digest(dataset, TRAINED_ON) != spec.provenance.data_digest:
         raise ValueError(f"expected the run's data set at {root} to fit it on, but it has changed: bring it back")
     return dataset

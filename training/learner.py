@@ -20,17 +20,16 @@ from segserve.networks import Network, build_network, load_encoder_weights, pret
 from segserve.predictor import Predictor, build_predictor
 from segserve.spec import ModelSpec, NetworkSpec, PreprocessSpec, Provenance
 from training.augment import Augment, seeded
-from training.batches import Batches, DecodedSamples, held
+from training.batches import ALONE, Batches, DecodedSamples, Order, held
 from training.config import OptimSettings, Recipe
 from training.data import Channels, channel_statistics, data_digest
 from training.distillation import Teacher
-from training.layouts import Dataset
+from training.layouts import Dataset, Sample
 from training.losses.objective import Objective
 from training.metrics import HEADLINE
 from training.ranks import Ranks
 from training.run import Checkpoint, EpochLog
-
-ALONE = Ranks()
+from training.strong import StrongAugment
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
@@ -66,7 +65,7 @@ class Learner:
     @property
     def precision(self) -> Precision:
         """In which convolutions compute."""
-        return fastest_precision(self.device) if self.recipe.optim.precision == "auto" else "float32"
+        return _precision(self.recipe, self.device)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -162,7 +161,8 @@ def build_learner(
         batches=_batches(
             recipe,
             data,
-            Augment(recipe.augment, mean_color=_to_8_bit(mean), num_classes=len(dataset.classes)),
+            _augment(recipe, samples.samples, mean_color=_to_8_bit(mean), num_classes=len(dataset.classes)),
+            num_pseudo=sum(sample.is_pseudo for sample in samples.samples),
             device=device,
             ranks=ranks,
         ),
@@ -178,15 +178,31 @@ def build_learner(
         ),
         averaged=averaged,
         optimizer=_optimizer(network, recipe.optim),
-        teacher=None if recipe.distillation is None else Teacher.load(recipe.distillation, student=spec, device=device),
+        teacher=_teacher(recipe, spec, device=device),
     )
     if checkpoint is not None:
         learner.restore(checkpoint)
     return learner
 
 
+def _augment(
+    recipe: Recipe, samples: Sequence[Sample], *, mean_color: tuple[int, int, int], num_classes: int
+) -> Augment:
+    strong = None
+    if recipe.pseudo is not None:
+        is_pseudo = [sample.is_pseudo for sample in samples]
+        strong = StrongAugment(recipe.pseudo, is_pseudo=is_pseudo, mean_color=mean_color)
+    return Augment(recipe.augment, mean_color=mean_color, num_classes=num_classes, strong=strong)
+
+
 def _batches(
-    recipe: Recipe, data: Sequence[tuple[Tensor, Tensor]], augment: Augment, *, device: torch.device, ranks: Ranks
+    recipe: Recipe,
+    data: Sequence[tuple[Tensor, Tensor]],
+    augment: Augment,
+    *,
+    num_pseudo: int,
+    device: torch.device,
+    ranks: Ranks,
 ) -> Batches:
     optim = recipe.optim
     batches = Batches(
@@ -194,9 +210,9 @@ def _batches(
         augment,
         seed=recipe.seed,
         batch_size=optim.batch_size,
-        rank=ranks.rank,
-        num_ranks=ranks.count,
+        ranks=ranks,
         device=device,
+        order=Order(num_samples=len(data), num_pseudo=num_pseudo, num_steps=optim.steps_per_epoch),
     )
     if batches.batch_size < 2 * ranks.count * optim.accumulate:
         raise ValueError(
@@ -205,6 +221,16 @@ def _batches(
             "raise optim.batch_size or lower optim.accumulate"
         )
     return batches
+
+
+def _precision(recipe: Recipe, device: torch.device) -> Precision:
+    return fastest_precision(device) if recipe.optim.precision == "auto" else "float32"
+
+
+def _teacher(recipe: Recipe, spec: ModelSpec, *, device: torch.device) -> Teacher | None:
+    if recipe.distillation is None:
+        return None
+    return Teacher.load(recipe.distillation, spec, device=device, precision=_precision(recipe, device))
 
 
 def _network_spec(recipe: Recipe) -> NetworkSpec:

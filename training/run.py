@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from pydantic import Field, ValidationError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from segserve.settings import Settings, explain
@@ -19,6 +20,7 @@ from segserve.spec import ModelSpec
 from training.config import Recipe
 
 RECIPE, LOG, CHECKPOINT, SCORES = "recipe.json", "log.jsonl", "checkpoint.pt", "scores.json"
+THIRDS = ("third-1.safetensors", "third-2.safetensors")
 CLASSES, CURVES, SAMPLES, EXAMPLE = "classes.csv", "curves.png", "samples.png", "example.png"
 
 
@@ -77,7 +79,7 @@ class Run:
         path = self.path / RECIPE
         if not path.is_file():
             return
-        began, given = _flat(json.loads(path.read_text())), _flat(recipe.model_dump(mode="json"))
+        began, given = _flat(_as_known_now(path.read_text())), _flat(recipe.model_dump(mode="json"))
         changed = [
             f"{key} = {given.get(key)!r} (was {began.get(key)!r})"
             for key in sorted(began.keys() | given.keys())
@@ -115,6 +117,16 @@ class Run:
         torch.save(table, temporary)
         self._rename(temporary, CHECKPOINT)
 
+    def save_third(self, name: str, averaged: Mapping[str, Tensor]) -> None:
+        """Keep the moving average as it is after a third of the epochs, in one of `THIRDS`."""
+        temporary = self.path / f".{name}.tmp"
+        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in averaged.items()}, temporary)
+        self._rename(temporary, name)
+
+    def thirds(self) -> list[dict[str, Tensor]]:
+        """The moving averages that were kept after one and two thirds of the epochs, as the recipe asks for."""
+        return [load_file(self.path / name) for name in THIRDS if (self.path / name).is_file()]
+
     def _rename(self, temporary: Path, name: str) -> None:
         """Only once the content is on the disk itself, so that a power cut leaves the old file or the new one."""
         _flush(temporary)
@@ -142,6 +154,15 @@ class Run:
             ) from None
         except ValidationError as error:
             raise ValueError(f"{path}: {explain(error)}") from None
+
+
+def _as_known_now(text: str) -> dict[str, Any]:
+    """A recipe with the keys that have come since it was written, if it can be read as one still."""
+    try:
+        return Recipe.model_validate_json(text).model_dump(mode="json")
+    except ValidationError:
+        table: dict[str, Any] = json.loads(text)
+        return table
 
 
 def _flush(path: Path) -> None:

@@ -45,6 +45,8 @@ class Sample:
     image: Path
     truth: Path | int | MaskSource
     """Its mask's file, or its class index, or what makes its mask."""
+    is_pseudo: bool = False
+    """A model said so; nobody labelled it."""
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -70,6 +72,8 @@ class Dataset:
     """Files that say something of several samples: names of classes, labels."""
     notes: tuple[str, ...] = ()
     """What to know of its splits, a sentence each; no fault."""
+    round: Path | None = None
+    """The folder that further training samples come from, see `training.flywheel.joined`."""
 
     def split(self, name: str) -> tuple[Sample, ...]:
         """The samples of a split, which must exist."""

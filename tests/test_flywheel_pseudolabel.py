@@ -1,0 +1,222 @@
+"""Rounds made by a real network with random weights: what they hold, and that an interruption changes nothing."""
+
+import itertools
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cli import main
+from segserve.artifact import Artifact
+from segserve.preprocess import working_size
+from tests.conftest import CLASSES, random_image
+from training.data import IGNORE
+from training.flywheel.joined import with_round
+from training.flywheel.pseudolabel import Labeller, image_files, pseudolabel
+from training.flywheel.round import MANIFEST, Round
+from training.flywheel.soft import SoftMask
+from training.flywheel.triage import PixelRule, Selection
+from training.layouts import Dataset, open_dataset
+from training.lint.inspection import check_dataset
+from training.run import Run
+
+COUNT = 5
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unlabelled")
+    (folder / "more").mkdir()
+    for index in range(COUNT):
+        place = folder if index else folder / "more"
+        Image.fromarray(random_image(40, 48 + index, seed=index)).save(place / f"new-{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    root = tmp_path_factory.mktemp("labelled")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 2), ("val", 8)):
+        for kind in ("images", "masks"):
+            (root / kind / split).mkdir(parents=True)
+        for index in range(count):
+            image = Image.fromarray(random_image(40, 48, seed=100 + index + 50 * (split == "val")))
+            image.save(root / f"images/{split}/{index}.png")
+            mask_HW = rng.choice([0, 1, 2, 3, 9], (40, 48)).astype(np.uint8)
+            Image.fromarray(mask_HW).save(root / f"masks/{split}/{index}.png")
+    classes = [{"id": entry.id, "name": entry.name} for entry in CLASSES]
+    (root / "classes.json").write_text(json.dumps({"classes": classes, "ignore_index": 9}))
+    return open_dataset(root, "segmentation")
+
+
+def labeller(artifact: Artifact, *, precision: float = 0.0) -> Labeller:
+    return Labeller(
+        artifact=artifact, plan="hflip", selection=Selection(precision=precision), pixels=PixelRule(border=1)
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(artifact: Artifact, images: Path, labelled: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Round:
+    """A round that nobody interrupted, in which everything is accepted."""
+    return pseudolabel(labeller(artifact), images, tmp_path_factory.mktemp("rounds") / "whole", held_out=labelled)
+
+
+def files_of(root: Path) -> dict[str, bytes]:
+    """Of npz files the arrays: the archive's bytes hold the time."""
+    found = {}
+    for path in sorted(path for path in root.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        if path.suffix == ".npz":
+            with np.load(path) as arrays:
+                content = b"".join(arrays[name].tobytes() for name in sorted(arrays.files))
+        found[path.relative_to(root).as_posix()] = content
+    return found
+
+
+def test_each_mask_is_the_predictors_and_says_where_it_comes_from(
+    whole: Round, artifact: Artifact, images: Path
+) -> None:
+    entries, order = whole.entries(), whole.order
+    assert (order.artifact, order.number, order.model) == (artifact.digest, 1, artifact.spec.name)
+    assert sorted(entries) == [f"new-{index}" for index in range(COUNT)]
+    for entry in entries.values():
+        assert (entry.artifact, entry.round, entry.source, entry.verdict) == (artifact.digest, 1, "model", "accept")
+        (path,) = images.rglob(entry.file)
+        found = labeller(artifact).look(np.asarray(Image.open(path)))
+        soft = SoftMask.read(whole.soft(entry.name))
+        assert (soft.mask_HW == found.prediction.mask_HW).all()
+        assert soft.scale == max(soft.mask_HW.shape) / max(working_size(soft.mask_HW.shape, artifact.spec.preprocess))
+        assert entry.scores == found.scores
+        stored_HW = np.asarray(Image.open(whole.mask(entry.name)))
+        assert ((stored_HW == soft.mask_HW) | (stored_HW == IGNORE)).all()
+        assert entry.trained == pytest.approx((stored_HW != IGNORE).mean(), abs=1e-4)
+
+
+def test_a_round_is_a_data_set(whole: Round, labelled: Dataset) -> None:
+    assert check_dataset(whole.path, "segmentation") == []
+    dataset = open_dataset(whole.path, "segmentation")
+    assert {split: len(samples) for split, samples in dataset.splits.items()} == {"train": COUNT, "val": 8}
+    truth_HW = np.asarray(Image.open(labelled.root / "masks/val/3.png"))
+    assert (np.asarray(Image.open(whole.path / "masks/val/3.png")) == np.where(truth_HW == 9, IGNORE, truth_HW)).all()
+
+
+class Killed(BaseException):
+    """What nobody catches, as little as SIGKILL."""
+
+
+def test_killed_it_goes_on_and_ends_with_the_same(
+    artifact: Artifact, images: Path, labelled: Dataset, whole: Round, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before any of its renamings, and in the middle of a line: what is left is what is on the disk."""
+    found, replace, calls = Round(tmp_path / "round"), os.replace, itertools.count()
+
+    def replace_or_die(source: Path, target: Path) -> None:
+        if next(calls) in (3, 21, 24, 28, 31):
+            raise Killed
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", replace_or_die)
+    deaths = 0
+    for _ in range(10):
+        try:
+            pseudolabel(labeller(artifact), images, found.path, held_out=labelled)
+            break
+        except Killed:
+            deaths += 1
+            if found.entries():
+                with (found.path / MANIFEST).open("ab") as file:
+                    file.write(b'{"name": "half a li')
+    assert deaths == 5
+    assert files_of(found.path) == files_of(whole.path)
+
+
+def test_an_unfinished_round_goes_on_with_the_same_only(
+    artifact: Artifact, images: Path, labelled: Dataset, whole: Round
+) -> None:
+    with pytest.raises(ValueError, match=r"expected what .* was begun with, but selection changed: give another --out"):
+        pseudolabel(labeller(artifact, precision=0.5), images, whole.path, held_out=labelled)
+
+
+def test_a_folder_of_something_else_is_left_alone(
+    artifact: Artifact, images: Path, labelled: Dataset, tmp_path: Path
+) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="to be a round or not to exist"):
+        pseudolabel(labeller(artifact), images, tmp_path, held_out=labelled)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_corrected_masks_are_taken_over_and_others_compared(
+    artifact: Artifact, images: Path, labelled: Dataset, whole: Round, tmp_path: Path
+) -> None:
+    first = pseudolabel(labeller(artifact), images, tmp_path / "1", held_out=labelled)
+    entries = first.entries()
+    first.write_mask("new-2", np.full((40, 50), 3, dtype=np.uint8), CLASSES)
+    corrected = entries["new-2"].model_copy(update={"source": "person", "decided_by": "Ada", "edited": 0.7})
+    first.rewrite([corrected if name == "new-2" else entry for name, entry in entries.items()])
+    second = pseudolabel(labeller(artifact), images, tmp_path / "2", held_out=labelled, previous=first.path)
+    found = second.entries()
+    assert second.order.number == 2
+    assert found["new-2"] == corrected.model_copy(update={"round": 2})
+    assert (np.asarray(Image.open(second.mask("new-2"))) == 3).all()
+    assert [found[f"new-{index}"].churn for index in (0, 1, 3, 4)] == [0, 0, 0, 0]
+    joined = with_round(labelled, second.path).split("train")
+    assert [sample.is_pseudo for sample in joined] == [False, False, False, True, True, True, True]
+    assert joined[2].image.stem == "new-2", "a person's mask counts as labelled"
+
+
+def test_images_that_cannot_be_read_are_told_and_stop_nobody(
+    artifact: Artifact, images: Path, labelled: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(b"no picture")
+    Image.fromarray(random_image(40, 48)).save(folder / "b.png")
+    command = ["pseudolabel", str(artifact.path), str(folder), "--out", str(tmp_path / "round"), "--tta", "none"]
+    assert main(command) == 2
+    assert "give labelled images by --held-out DATASET" in capsys.readouterr().err
+    assert main([*command, "--held-out", str(labelled.root), "--precision", "0"]) == 1
+    told = capsys.readouterr()
+    assert re.search(r"a\.png: ", told.err)
+    assert "1 accept, 0 review, 0 relabel, 1 unreadable" in told.out
+    assert (tmp_path / "round/review.html").is_file()
+
+
+def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:
+    for name in ("a.png", "more/a.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=r"expected images with different names, but got .*a\.png and .*a\.jpg"):
+        image_files(tmp_path)
+    (tmp_path / "more/a.jpg").unlink()
+    with pytest.raises(ValueError, match=r"expected a folder of images, but .* has none"):
+        image_files(tmp_path / "more")
+
+
+def test_stability_is_the_agreement_with_the_thirds(artifact: Artifact, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected a run that kept its weights on the way, .* eval.keep_thirds"):
+        Labeller(artifact=artifact, run=tmp_path)
+    for name in ("third-1.safetensors", "third-2.safetensors"):
+        Run(tmp_path).save_third(name, artifact.network.state_dict())
+    seen = Labeller(artifact=artifact, run=tmp_path, plan="none").look(random_image(40, 48))
+    assert seen.scores["stability"] == 1, "the thirds are the whole here"
+
+
+def test_only_artifacts_for_masks(labels_artifact: Artifact) -> None:
+    with pytest.raises(
+        ValueError, match=r"expected an artifact for segmentation, but tiny-classification is for class"
+    ):
+        Labeller(artifact=labels_artifact)
+
+
+def test_a_round_with_other_classes_or_without_masks_is_not_joined(
+    whole: Round, labelled: Dataset, tmp_path: Path
+) -> None:
+    other = Dataset(**{**vars(labelled), "classes": labelled.classes[:2]})
+    with pytest.raises(ValueError, match=r"expected the classes of .*sky.* has .*car"):
+        with_round(other, whole.path)

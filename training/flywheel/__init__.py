@@ -1,0 +1,1 @@
+"""The flywheel: label a part, train, let the model label the rest, look, repeat. Masks only."""

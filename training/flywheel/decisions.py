@@ -1,0 +1,65 @@
+"""What a person decided on the review page, put to work in its round."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from segserve.settings import Settings, explain
+from training.flywheel.round import Entry, Round, Verdict
+
+Decision = Literal["accept", "work", "reject"]
+
+VERDICTS: dict[Decision, Verdict] = {"accept": "accept", "work": "review", "reject": "relabel"}
+
+
+class Decisions(Settings):
+    """The file that the review page saves."""
+
+    round: int
+    artifact: str
+    reviewer: str = ""
+    decisions: dict[str, Decision]
+    """By the images' names."""
+
+
+def apply_review(found: Round, path: Path) -> Counter[Decision]:
+    """Give the images of a round the verdicts of a person; doing it twice changes nothing more.
+
+    Returns:
+        How many of each decision there are.
+
+    Raises:
+        ValueError: the file is none of the page's, or belongs to another round.
+    """
+    order, entries, read = found.order, found.entries(), _read(path)
+    if (read.round, read.artifact) != (order.number, order.artifact):
+        raise ValueError(
+            f"expected decisions on round {order.number} of artifact {order.artifact[:12]}, but {path} is on round "
+            f"{read.round} of {read.artifact[:12]}: apply it there"
+        )
+    strange = sorted(read.decisions.keys() - entries.keys())
+    if strange:
+        raise ValueError(f"expected decisions on images of {found.path}, but {path} names {', '.join(strange)}")
+    reviewer = read.reviewer or "a person"
+    found.rewrite(_decided(entry, read.decisions.get(entry.name), reviewer) for entry in entries.values())
+    return Counter(read.decisions.values())
+
+
+def _read(path: Path) -> Decisions:
+    try:
+        return Decisions.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"expected decisions saved by the review page, but {path}: {error.strerror}") from None
+    except ValidationError as error:
+        raise ValueError(f"{path}: {explain(error)}") from None
+
+
+def _decided(entry: Entry, decision: Decision | None, reviewer: str) -> Entry:
+    if decision is None or entry.fault:
+        return entry
+    changed: dict[str, object] = {"verdict": VERDICTS[decision], "decided_by": reviewer}
+    if decision == "reject":
+        changed.update(source="model", edited=None)
+    return entry.model_copy(update=changed)

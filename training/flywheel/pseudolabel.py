@@ -1,0 +1,274 @@
+"""Say what is in unlabelled images: heavy test-time augmentation, scores, a verdict on each mask; makes a round.
+
+Killed at any moment, the same call goes on after the last whole line of the round's manifest.
+
+Dimensions: H, W.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from tqdm import tqdm
+
+from segserve.artifact import Artifact
+from segserve.engines.torch_engine import TorchEngine, best_device
+from segserve.networks import build_network, served_weights
+from segserve.png import encode_index_png
+from segserve.prediction import Query, SegmentationPrediction
+from segserve.predictor import SegmentationPredictor
+from segserve.preprocess import working_size
+from segserve.spec import Measure, ModelSpec, Plan
+from training.config import Layout, Recipe
+from training.data import read_image, read_truth
+from training.flywheel.round import Entry, Round, RoundOrder, link, write_whole
+from training.flywheel.scores import agreement, image_scores
+from training.flywheel.soft import SoftMask
+from training.flywheel.triage import HeldOut, PixelRule, Selection, fit_thresholds
+from training.layouts import Dataset, open_dataset
+from training.metrics import confusion_matrix, image_miou
+from training.run import Run
+
+PLAN: Plan = "multiscale-hflip"
+"""The one with the most views that keeps what is up and what is down."""
+SELECTION, PIXELS = Selection(), PixelRule()
+NOT_IMAGES = (".json", ".jsonl", ".md", ".txt", ".csv")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labeller:
+    """A model, and how it is asked."""
+
+    artifact: Artifact
+    plan: Plan = PLAN
+    selection: Selection = SELECTION
+    pixels: PixelRule = PIXELS
+    run: Path | None = None
+    """The training's folder, for the stability of its masks: it kept its weights after one and two thirds."""
+    predictor: SegmentationPredictor = field(init=False)
+    earlier: tuple[SegmentationPredictor, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Raises a ValueError where the artifact is not for masks, or the run has kept nothing."""
+        spec = self.artifact.spec
+        if spec.task != "segmentation":
+            raise ValueError(f"expected an artifact for segmentation, but {spec.name} is for {spec.task}: give another")
+        engine = TorchEngine(self.artifact.network, device=best_device())
+        object.__setattr__(self, "predictor", SegmentationPredictor(spec, engine))
+        object.__setattr__(self, "earlier", () if self.run is None else _earlier(spec, Run(self.run)))
+
+    def look(self, image_HWC: NDArray[np.uint8]) -> "Found":
+        """What the model says of an image, and how sure that is."""
+        prediction = self.predictor.predict(
+            [Query(image_HWC=image_HWC, tta=self.plan, maps=get_args(Measure), probabilities="uint8")]
+        )[0]
+        earlier = [each.predict([Query(image_HWC=image_HWC)])[0].mask_HW for each in self.earlier]
+        size = prediction.mask_HW.shape[0], prediction.mask_HW.shape[1]
+        scale = max(size) / max(working_size(size, self.artifact.spec.preprocess))
+        return Found(
+            prediction=prediction,
+            soft=SoftMask.of(prediction, scale=scale),
+            scores=image_scores(prediction, earlier=earlier),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Found:
+    """What the model says of one image."""
+
+    prediction: SegmentationPrediction
+    soft: SoftMask
+    scores: dict[str, float]
+
+
+def _earlier(spec: ModelSpec, run: Run) -> tuple[SegmentationPredictor, ...]:
+    thirds = run.thirds()
+    if not thirds:
+        raise ValueError(
+            f"expected a run that kept its weights on the way, but {run.path} has none: train with eval.keep_thirds = "
+            "true, or leave out --run"
+        )
+    networks = [build_network(spec.network, task=spec.task, num_classes=spec.num_classes) for _ in thirds]
+    for network, weights in zip(networks, thirds, strict=True):
+        network.load_state_dict(served_weights(weights))
+    return tuple(SegmentationPredictor(spec, TorchEngine(network, device=best_device())) for network in networks)
+
+
+def pseudolabel(
+    labeller: Labeller,
+    images: Path,
+    out: Path,
+    *,
+    held_out: Dataset,
+    split: str = "val",
+    previous: Path | None = None,
+) -> Round:
+    """Make a round, or go on with an unfinished one.
+
+    Args:
+        labeller: who says what is in the images.
+        images: a folder of images, those in its subfolders included.
+        out: the round's folder.
+        held_out: labelled images that the model was not trained on, for the thresholds.
+        split: of these.
+        previous: the round before. Masks that a person corrected there are taken over; the others are compared.
+
+    Raises:
+        ValueError: there is nothing to label, or the folder holds another round, or as of `fit_thresholds`.
+    """
+    files = image_files(images)
+    found = Round(out)
+    order = _order(labeller, images, found, held_out=held_out, split=split, previous=previous)
+    before = {} if previous is None else Round(previous).entries()
+    done = found.entries()
+    missing = [path for path in files if path.stem not in done]
+    bar = tqdm(missing, initial=len(done), total=len(done) + len(missing), unit="image", disable=None)
+    for path in bar:
+        corrected = before.get(path.stem)
+        if previous is not None and corrected is not None and corrected.source == "person":
+            entry = _taken_over(found, Round(previous), corrected, order)
+        else:
+            entry = _labelled(labeller, found, path, order)
+        found.append([entry])
+    return found
+
+
+def held_out_of(spec: ModelSpec, root: Path | None, *, layout: Layout = "folder") -> Dataset:
+    """The labelled images to fit the thresholds on: a data set, or else the one the model was trained on.
+
+    Raises:
+        ValueError: none is given, and that one is not there any more.
+    """
+    if root is None:
+        try:
+            data = Recipe.model_validate(spec.provenance.recipe).data
+        except ValidationError:
+            data = None
+        if data is None or not data.root.is_dir():
+            raise ValueError(
+                f"expected the data set that {spec.name} was trained on, to fit the thresholds on its val split, but "
+                "it is not there: give labelled images by --held-out DATASET"
+            )
+        root, layout = data.root, data.layout
+    return open_dataset(root, spec.task, layout=layout)
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The images of a folder and its subfolders, in order; a ValueError where two have one name, or there are none."""
+    if not folder.is_dir():
+        raise ValueError(f"expected a folder of images, but {folder} is none: correct it")
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.startswith(".") and path.suffix.lower() not in NOT_IMAGES
+    )
+    if not files:
+        raise ValueError(f"expected a folder of images, but {folder} has none: correct it")
+    seen: dict[str, Path] = {}
+    for path in files:
+        if path.stem in seen:
+            raise ValueError(f"expected images with different names, but got {seen[path.stem]} and {path}: rename one")
+        seen[path.stem] = path
+    return files
+
+
+def _order(
+    labeller: Labeller, images: Path, found: Round, *, held_out: Dataset, split: str, previous: Path | None
+) -> RoundOrder:
+    """What an unfinished round was asked for, or, of a new one, what it is asked for now."""
+    artifact = labeller.artifact
+    begun = found.order if (found.path / "round.json").is_file() else None
+    asked = {
+        "artifact": artifact.digest,
+        "plan": labeller.plan,
+        "pixels": labeller.pixels,
+        "selection": labeller.selection,
+        "images": str(images),
+        "previous": None if previous is None else str(previous),
+    }
+    if begun is not None:
+        changed = [name for name, value in asked.items() if getattr(begun, name) != value]
+        if changed:
+            raise ValueError(
+                f"expected what {found.path} was begun with, but {', '.join(changed)} changed: give another --out, or "
+                "delete the folder to begin again"
+            )
+        return begun
+    if found.path.exists() and any(found.path.iterdir()) and not (found.path / "images/val").is_dir():
+        raise ValueError(f"expected {found.path} to be a round or not to exist, but it is something else: give another")
+    thresholds = fit_thresholds(list(_look_at_held_out(labeller, found, held_out, split)), labeller.selection)
+    order = RoundOrder(
+        number=1 if previous is None else Round(previous).order.number + 1,
+        model=artifact.spec.name,
+        thresholds=thresholds,
+        classes=artifact.spec.classes,
+        **asked,  # type: ignore[arg-type]
+    )
+    found.begin(order)
+    return order
+
+
+def _look_at_held_out(labeller: Labeller, found: Round, dataset: Dataset, split: str) -> Iterator[HeldOut]:
+    """Their scores and true IoU; they become the round's val split on the way."""
+    spec = labeller.artifact.spec
+    names = [[entry.name for entry in classes] for classes in (spec.classes, dataset.classes)]
+    if names[0] != names[1]:
+        raise ValueError(f"expected held-out images with the classes {names[0]}, but {dataset.root} has {names[1]}")
+    for sample in tqdm(dataset.split(split), desc="held out", unit="image", disable=None, leave=False):
+        truth_HW = read_truth(sample, ignore_index=dataset.ignore_index)
+        seen = labeller.look(read_image(sample.image))
+        link(sample.image, found.path / "images/val" / sample.image.name)
+        write_whole(found.path / "masks/val" / f"{sample.image.stem}.png", encode_index_png(truth_HW, spec.classes))
+        confusion_KK = confusion_matrix(truth_HW, seen.soft.mask_HW, num_classes=spec.num_classes)
+        yield HeldOut(scores=seen.scores, iou=image_miou(confusion_KK))
+
+
+def _labelled(labeller: Labeller, found: Round, path: Path, order: RoundOrder) -> Entry:
+    """An image's line; its files are written before."""
+    shared = {"name": path.stem, "file": path.name, "artifact": order.artifact, "round": order.number}
+    try:
+        image_HWC = read_image(path)
+    except ValueError as error:
+        return Entry(**shared, verdict="relabel", fault=str(error))  # type: ignore[arg-type]
+    seen = labeller.look(image_HWC)
+    seen.soft.write(found.soft(path.stem))
+    trainable_HW = order.pixels.trainable(seen.soft)
+    entry = Entry(
+        **shared,  # type: ignore[arg-type]
+        scores=seen.scores,
+        churn=_churn(seen.soft.mask_HW, order, path.stem),
+        trained=round(float((trainable_HW < len(order.classes)).mean()), 4),
+        verdict=order.thresholds.verdict(seen.scores[order.thresholds.score]),
+    )
+    found.place(entry, image=path)
+    return entry
+
+
+def _churn(mask_HW: NDArray[np.uint8], order: RoundOrder, name: str) -> float | None:
+    if order.previous is None or not Round(Path(order.previous)).soft(name).is_file():
+        return None
+    return round(1 - agreement(mask_HW, SoftMask.read(Round(Path(order.previous)).soft(name)).mask_HW), 6)
+
+
+def _taken_over(found: Round, previous: Round, corrected: Entry, order: RoundOrder) -> Entry:
+    """A person's mask stays what it is."""
+    write_whole(found.mask(corrected.name), previous.mask(corrected.name).read_bytes())
+    link(previous.soft(corrected.name), found.soft(corrected.name))
+    entry = corrected.model_copy(update={"round": order.number, "churn": None})
+    found.place(entry, image=previous.image(corrected))
+    return entry
+
+
+def counts(entries: Sequence[Entry]) -> dict[str, int]:
+    """How many of each verdict, and how many could not be read."""
+    return {
+        **{
+            name: sum(entry.verdict == name and not entry.fault for entry in entries)
+            for name in ("accept", "review", "relabel")
+        },
+        "unreadable": sum(bool(entry.fault) for entry in entries),
+    }

@@ -1,0 +1,206 @@
+"""A round: a folder with what a model says about unlabelled images, and what is decided about each of its masks.
+
+    round.json       what was asked: artifact, plan, thresholds and where they come from
+    manifest.jsonl   one line an image: scores, verdict, who decided, who made the mask
+    soft/NAME.npz    the aggregated probabilities, see `training.flywheel.soft`
+    images/train, masks/train, classes.json    the accepted masks: a data set in the folder layout
+    images/val, masks/val    the held-out images the thresholds were fitted on
+    waiting/         the images that wait for a person
+
+Everything but the manifest is written to a temporary name and renamed; the manifest grows by whole lines, and a line is
+written after the files it speaks of.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError
+
+from segserve.png import encode_index_png
+from segserve.settings import Settings, explain
+from segserve.spec import ClassSpec, Plan
+from training.data import IGNORE
+from training.flywheel.soft import SoftMask
+from training.flywheel.triage import PixelRule, Selection, Thresholds
+from training.layouts import CLASSES
+
+ORDER, MANIFEST = "round.json", "manifest.jsonl"
+
+Verdict = Literal["accept", "review", "relabel"]
+"""Train on it; it needs a look and some work; it is of no use, label the image anew."""
+
+
+class RoundOrder(Settings):
+    """What a round was asked for; a round goes on with the same only."""
+
+    number: int
+    """1 for the first."""
+    artifact: str
+    """Digest of the artifact that says what is in the images."""
+    model: str
+    """Its name."""
+    images: str
+    """Folder of the unlabelled images."""
+    plan: Plan
+    pixels: PixelRule
+    selection: Selection
+    thresholds: Thresholds
+    classes: tuple[ClassSpec, ...]
+    previous: str | None = None
+    """Folder of the round before, whose corrected masks are taken over."""
+
+
+class Entry(Settings):
+    """One image of a round."""
+
+    name: str
+    """The image's file name without its suffix: no two are the same."""
+    file: str
+    """With its suffix."""
+    artifact: str
+    round: int
+    scores: dict[str, float] = Field(default_factory=dict)
+    """See `training.flywheel.scores`."""
+    churn: float | None = None
+    """1 - mean IoU of this mask and that of the round before; None where there is none."""
+    trained: float = 0.0
+    """Share of the pixels that are trained on if the mask is accepted."""
+    verdict: Verdict
+    decided_by: str = "thresholds"
+    """That, or a person's name."""
+    source: Literal["model", "person"] = "model"
+    """Who made the mask."""
+    edited: float | None = None
+    """Share of the pixels in which a person's mask is another than the model's."""
+    fault: str = ""
+    """Why there is no mask."""
+
+    @property
+    def needs_person(self) -> bool:
+        return self.verdict != "accept" and not self.fault
+
+
+@dataclass(frozen=True)
+class Round:
+    """A round's folder, which need not exist yet."""
+
+    path: Path
+
+    # --- what was asked ---
+
+    @property
+    def order(self) -> RoundOrder:
+        """A ValueError where the folder is no round."""
+        path = self.path / ORDER
+        if not path.is_file():
+            raise ValueError(
+                f"expected a round, but {self.path} has no {ORDER}: make one with `segserve pseudolabel ARTIFACT IMAGES"
+                f" --out {self.path}`"
+            )
+        try:
+            return RoundOrder.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            raise ValueError(f"{path}: {explain(error)}") from None
+
+    def begin(self, order: RoundOrder) -> None:
+        """Make the folder; an unfinished round goes on, if it was asked for the same."""
+        for kind in ("images", "masks"):
+            (self.path / kind / "train").mkdir(parents=True, exist_ok=True)
+        table = {"classes": [entry.model_dump() for entry in order.classes], "ignore_index": IGNORE}
+        write_whole(self.path / CLASSES, (json.dumps(table, indent=1) + "\n").encode())
+        write_whole(self.path / ORDER, (order.model_dump_json(indent=1) + "\n").encode())
+
+    # --- the manifest ---
+
+    def entries(self) -> dict[str, Entry]:
+        """All images that are done, by name; a last line that was cut off does not count."""
+        path = self.path / MANIFEST
+        lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+        found = [Entry.model_validate_json(line) for line in lines]
+        return {entry.name: entry for entry in found}
+
+    def append(self, entries: Iterable[Entry]) -> None:
+        """Add lines, on the disk when this returns."""
+        path = self.path / MANIFEST
+        with path.open("r+b" if path.is_file() else "w+b") as file:
+            whole = file.read().rfind(b"\n") + 1
+            file.seek(whole)
+            file.truncate()
+            file.write(b"".join(entry.model_dump_json().encode() + b"\n" for entry in entries))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def rewrite(self, entries: Iterable[Entry]) -> None:
+        """Put others in place of all lines, and the files where the verdicts want them."""
+        entries = list(entries)
+        for entry in entries:
+            self.place(entry)
+        text = b"".join(entry.model_dump_json().encode() + b"\n" for entry in entries)
+        write_whole(self.path / MANIFEST, text)
+
+    # --- files ---
+
+    def image(self, entry: Entry) -> Path:
+        """Where the image is: with the accepted ones, or with those that wait."""
+        folder = "images/train" if entry.verdict == "accept" else "waiting"
+        return self.path / folder / entry.file
+
+    def mask(self, name: str) -> Path:
+        """The mask that is trained on, if it is accepted."""
+        return self.path / "masks/train" / f"{name}.png"
+
+    def soft(self, name: str) -> Path:
+        return self.path / "soft" / f"{name}.npz"
+
+    def place(self, entry: Entry, *, image: Path | None = None) -> None:
+        """Put the image, and a model's mask if it is accepted, where the verdict wants them.
+
+        Args:
+            entry: whose soft mask is there.
+            image: a file outside the round; if not given, the image is in it already.
+        """
+        if entry.fault:
+            return
+        places = self.path / "images/train" / entry.file, self.path / "waiting" / entry.file
+        wanted, other = places if entry.verdict == "accept" else places[::-1]
+        source = image or (wanted if wanted.is_file() else other)
+        if entry.source == "model" and entry.verdict == "accept":
+            order = self.order
+            soft = SoftMask.read(self.soft(entry.name))
+            self.write_mask(entry.name, order.pixels.trainable(soft), order.classes)
+        if not wanted.is_file():
+            link(source, wanted)
+        other.unlink(missing_ok=True)
+        if entry.verdict != "accept":
+            self.mask(entry.name).unlink(missing_ok=True)
+
+    def write_mask(self, name: str, mask_HW: NDArray[np.uint8], classes: tuple[ClassSpec, ...]) -> None:
+        write_whole(self.mask(name), encode_index_png(mask_HW, classes))
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """So that the file is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def link(source: Path, target: Path) -> None:
+    """The same file under another name, or, on another disk, a copy; an older one there is replaced."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source.resolve(), temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    os.replace(temporary, target)
+    temporary.unlink(missing_ok=True)  # two names of one file are both left by a renaming
