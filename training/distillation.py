@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from segserve.artifact import load_artifact
-from segserve.engines.torch_engine import autocast, fastest_precision
+from segserve.engines.torch_engine import Precision, autocast
 from segserve.preprocess import normalise
 from segserve.spec import ModelSpec
 from training.config import DistillationSettings
@@ -48,15 +48,21 @@ class Teacher:
         network: in evaluation mode, on the device the batches are on.
         spec: of the teacher.
         settings: weight and temperature.
+        precision: in which its convolutions compute.
     """
 
-    def __init__(self, network: nn.Module, spec: ModelSpec, settings: DistillationSettings) -> None:
+    def __init__(
+        self, network: nn.Module, spec: ModelSpec, settings: DistillationSettings, *, precision: Precision
+    ) -> None:
         self.network = network.eval().requires_grad_(False)
         self.spec = spec
         self.settings = settings
+        self.precision = precision
 
     @classmethod
-    def load(cls, settings: DistillationSettings, student: ModelSpec, *, device: torch.device) -> Self:
+    def load(
+        cls, settings: DistillationSettings, student: ModelSpec, *, device: torch.device, precision: Precision
+    ) -> Self:
         """The teacher the recipe names.
 
         Raises:
@@ -64,7 +70,8 @@ class Teacher:
         """
         artifact = load_artifact(settings.teacher)
         _check_fits(artifact.spec, student, where=str(settings.teacher))
-        return cls(artifact.network.to(device).to(memory_format=torch.channels_last), artifact.spec, settings)
+        network = artifact.network.to(device).to(memory_format=torch.channels_last)
+        return cls(network, artifact.spec, settings, precision=precision)
 
     @torch.no_grad()
     def logits(self, images_BCHW: Tensor) -> Tensor:
@@ -73,9 +80,8 @@ class Teacher:
         The batch is normalised as the teacher wants it; the artifact's calibration is left out, being a temperature of
         its own.
         """
-        device = images_BCHW.device
         x_BCHW = normalise(images_BCHW, self.spec.preprocess).to(memory_format=torch.channels_last)
-        with autocast(device, fastest_precision(device)):
+        with autocast(images_BCHW.device, self.precision):
             return self.network(x_BCHW)  # type: ignore[no-any-return]
 
     def loss(self, student: Tensor | tuple[Tensor, ...], images_BCHW: Tensor, truths_B: Tensor) -> Tensor:
