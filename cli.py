@@ -219,6 +219,28 @@ def _apply_review(given: argparse.Namespace) -> int:
     return 0
 
 
+def _export_labels(given: argparse.Namespace) -> int:
+    from training.flywheel import cvat, label_studio
+    from training.flywheel.exchange import export_labels
+    from training.flywheel.round import Round, write_whole
+
+    found = Round(given.round)
+    write_whole(given.out, export_labels(found, given.to))
+    labels = {"cvat": cvat.labels_for, "label-studio": label_studio.labels_for}[given.to](found.order.classes)
+    count = sum(entry.needs_person for entry in found.entries().values())
+    print(f"{given.out}: {count} images, which are in {given.round / 'waiting'}; the labels of the new project:")
+    print(labels)
+    return 0
+
+
+def _import_labels(given: argparse.Namespace) -> int:
+    from training.flywheel.exchange import import_labels
+
+    count = import_labels(given.labels, given.into, images=given.images, by=given.by)
+    print(f"{given.into}: {count} masks taken over as labelled")
+    return 0
+
+
 def _serve(given: argparse.Namespace) -> int:
     from handlers.settings import ServeSettings, read_gateway
     from handlers.supervisor import serve
@@ -309,6 +331,17 @@ def _add_flywheel(commands: Commands) -> None:
     review = _add(commands, "apply-review", _apply_review, "take the decisions that the review page saved")
     review.add_argument("round", type=Path, metavar="ROUND")
     review.add_argument("decisions", type=Path, metavar="decisions.json")
+
+    out = _add(commands, "export-labels", _export_labels, "a file for a labelling tool: what needs a person")
+    out.add_argument("round", type=Path, metavar="ROUND")
+    out.add_argument("--to", choices=("cvat", "label-studio"), required=True)
+    out.add_argument("--out", type=Path, required=True, metavar="FILE")
+
+    back = _add(commands, "import-labels", _import_labels, "take masks that people made in CVAT or Label Studio")
+    back.add_argument("labels", type=Path, metavar="FILE", help="what the tool exported")
+    back.add_argument("--into", type=Path, required=True, metavar="ROUND|DATASET")
+    back.add_argument("--images", type=Path, metavar="FOLDER", help="of a DATASET that does not have them yet")
+    back.add_argument("--by", default="a person", help="who made the masks")
 
 
 def _add_serving(commands: Commands) -> None:

@@ -1,3 +1,4 @@
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,7 @@ import torch
 
 from segserve.spec import ModelSpec
 from training.config import Recipe
-from training.run import Checkpoint, EpochLog, Run
+from training.run import THIRDS, Checkpoint, EpochLog, Run
 
 
 def _checkpoint(spec: ModelSpec, *, epochs: int) -> Checkpoint:
@@ -113,3 +114,18 @@ def test_the_log_is_a_line_an_epoch(tmp_path: Path, spec: ModelSpec) -> None:
     Run(tmp_path).write_log(history)
     lines = (tmp_path / "log.jsonl").read_text().splitlines()
     assert tuple(EpochLog.model_validate_json(line) for line in lines) == history
+
+
+def test_a_recipe_from_before_a_key_came_is_the_same(tmp_path: Path, recipe: Recipe) -> None:
+    table = recipe.model_dump(mode="json")
+    del table["eval"]["keep_thirds"], table["pseudo"]
+    Run(tmp_path).write("recipe.json", json.dumps(table))
+    Run(tmp_path).check_recipe(recipe)
+
+
+def test_thirds_come_back(tmp_path: Path) -> None:
+    run, weights = Run(tmp_path), {"a": torch.rand(2, 3), "b": torch.tensor(7)}
+    assert run.thirds() == []
+    run.save_third(THIRDS[0], weights)
+    (again,) = run.thirds()
+    assert again.keys() == weights.keys() and all(torch.equal(again[name], weights[name]) for name in weights)

@@ -129,9 +129,6 @@ class OptimSettings(Settings):
     """AdamW, a linear warm-up and a cosine to zero, and the moving average that becomes the result."""
 
     epochs: int = Field(ge=1)
-    steps_per_epoch: int | None = Field(default=None, ge=1)
-    """None: as many as the training images fill; else they come round as often as needed, to compare sets of different
-    sizes at equal steps."""
     batch_size: int = Field(ge=2)
     learning_rate: float = Field(gt=0.0)
     """The highest, reached after the warm-up."""
@@ -144,6 +141,9 @@ class OptimSettings(Settings):
     """Parts in which each process runs its share of a batch, one after the other, to need less memory."""
     precision: Literal["auto", "float32"] = "auto"
     """`auto`: convolutions compute in bfloat16 where the device is faster in it."""
+    steps_per_epoch: int | None = Field(default=None, ge=1)
+    """None: as many as the training images fill; else they come round as often as needed, to compare sets of different
+    sizes at equal steps."""
 
     @model_validator(mode="after")
     def _warm_up_ends(self) -> Self:

@@ -171,7 +171,7 @@ class Round:
         places = self.path / "images/train" / entry.file, self.path / "waiting" / entry.file
         wanted, other = places if entry.verdict == "accept" else places[::-1]
         source = image or (wanted if wanted.is_file() else other)
-        if entry.source == "model" and entry.verdict == "accept":
+        if entry.source == "model" and entry.verdict == "accept" and not self.mask(entry.name).is_file():
             order = self.order
             soft = SoftMask.read(self.soft(entry.name))
             self.write_mask(entry.name, order.pixels.trainable(soft), order.classes)

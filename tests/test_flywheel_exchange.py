@@ -1,0 +1,240 @@
+"""Out to CVAT and Label Studio and back, pixel for pixel."""
+
+import json
+import re
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from cli import main
+from tests.rounds import CLASSES, made_round
+from training.data import IGNORE
+from training.flywheel.decisions import VERDICTS
+from training.flywheel.exchange import Tool, export_labels, import_labels
+from training.flywheel.joined import with_round
+from training.flywheel.round import Round
+from training.flywheel.soft import SoftMask
+from training.layouts import open_dataset
+from training.synthetic import write_segmentation_set
+
+TOOLS: list[Tool] = ["cvat", "label-studio"]
+
+
+@pytest.fixture
+def found(tmp_path: Path) -> Round:
+    """Eight images: three need work, one is to be labelled anew, four are accepted."""
+    found, _ = made_round(tmp_path / "round", count=8, side=48)
+    wanted = ["work", "work", "work", "reject", *["accept"] * 4]
+    entries = found.entries().values()
+    found.rewrite(
+        entry.model_copy(update={"verdict": VERDICTS[decision]})
+        for entry, decision in zip(entries, wanted, strict=True)  # type: ignore[index]
+    )
+    return found
+
+
+def slow_rle(rle: Sequence[int]) -> list[int]:
+    """Label Studio's encoding by its description: bit by bit, without any of our code."""
+    bits = [(byte >> place) & 1 for byte in rle for place in range(7, -1, -1)]
+
+    def number(width: int) -> int:
+        taken, bits[:] = bits[:width], bits[width:]
+        return sum(bit << place for place, bit in enumerate(reversed(taken)))
+
+    count, word = number(32), number(5) + 1
+    sizes = [number(4) + 1 for _ in range(4)]
+    values: list[int] = []
+    while len(values) < count:
+        is_run, size = number(1), sizes[number(2)]
+        length = number(size) + 1
+        values += [number(word)] * length if is_run else [number(word) for _ in range(length)]
+    return values
+
+
+def test_label_studios_regions_are_the_mask(found: Round) -> None:
+    tasks = json.loads(export_labels(found, "label-studio"))
+    assert [task["data"]["file"] for task in tasks] == [f"drawing-{index:03d}.png" for index in range(4)]
+    assert [len(task["predictions"]) for task in tasks] == [1, 1, 1, 0], "what is to be labelled anew starts empty"
+    task = tasks[0]
+    mask_HW = np.full((48, 48), IGNORE, dtype=np.uint8)
+    for result in task["predictions"][0]["result"]:
+        layers_HW4 = np.array(slow_rle(result["value"]["rle"])).reshape(48, 48, 4)
+        (label,) = result["value"]["brushlabels"]
+        mask_HW[layers_HW4[..., 3] == 255] = [entry.name for entry in CLASSES].index(label)
+    assert (mask_HW == SoftMask.read(found.soft("drawing-000")).mask_HW).all()
+
+
+def edited(found: Round, name: str) -> NDArray[np.uint8]:
+    """The guess with a square of another class, and some pixels that nobody labelled."""
+    mask_HW = SoftMask.read(found.soft(name)).mask_HW.copy()
+    mask_HW[10:20, 5:15] = 3
+    mask_HW[40:, :3] = IGNORE
+    return mask_HW
+
+
+def draw_in_cvat(body: bytes, edits: dict[str, NDArray[np.uint8]]) -> bytes:
+    """A person cuts the shapes, and draws a polygon on top."""
+    root = ElementTree.fromstring(body)
+    for image in root.iter("image"):
+        mask_HW = edits.get(Path(image.attrib["name"]).stem)
+        if mask_HW is None:
+            continue
+        for shape in list(image):
+            class_id = [entry.name for entry in CLASSES].index(shape.attrib["label"])
+            inside_HW = mask_HW == class_id
+            inside_HW[10:20, 5:15] = class_id == 0
+            image.remove(shape)
+            if inside_HW.any():
+                image.append(cvat_mask(shape.attrib["label"], inside_HW))
+        points = "5,10;15,10;15,20;5,20"
+        image.insert(
+            0, ElementTree.Element("polygon", label=CLASSES[3].name, points=points, z_order="1", source="manual")
+        )
+    return ElementTree.tostring(root)
+
+
+def cvat_mask(label: str, inside_HW: NDArray[np.bool_]) -> ElementTree.Element:
+    counts, value = [0], False
+    for pixel in inside_HW.ravel().tolist():
+        if pixel != value:
+            counts.append(0)
+            value = pixel
+        counts[-1] += 1
+    box = {"left": "0", "top": "0", "width": str(inside_HW.shape[1]), "height": str(inside_HW.shape[0])}
+    return ElementTree.Element("mask", label=label, rle=", ".join(map(str, counts)), z_order="0", **box)
+
+
+def draw_in_label_studio(body: bytes, edits: dict[str, NDArray[np.uint8]]) -> bytes:
+    """A person's annotations, in the other kind of packet: values one by one, not as runs."""
+    tasks: list[dict[str, Any]] = json.loads(body)
+    for task in tasks:
+        mask_HW = edits.get(Path(task["data"]["file"]).stem)
+        results = []
+        for entry in CLASSES if mask_HW is not None else ():
+            inside_HW = mask_HW == entry.id
+            value = {"format": "rle", "rle": by_ones(inside_HW), "brushlabels": [entry.name]}
+            results.append({"type": "brushlabels", "original_width": 48, "original_height": 48, "value": value})
+        cancelled = {"was_cancelled": True, "result": [{"type": "rectanglelabels"}]}
+        task["annotations"] = [{"result": results}, cancelled] if results else []
+    return json.dumps(tasks).encode()
+
+
+def by_ones(inside_HW: NDArray[np.bool_]) -> list[int]:
+    values = np.repeat(np.where(inside_HW.ravel(), 255, 0), 4).tolist()
+    text = f"{len(values):032b}{7:05b}" + "".join(f"{size - 1:04b}" for size in (3, 4, 8, 16))
+    for start in range(0, len(values), 256):
+        piece = values[start : start + 256]
+        text += f"010{len(piece) - 1:08b}" + "".join(f"{value:08b}" for value in piece)
+    text += "0" * (-len(text) % 8)
+    return [int(text[place : place + 8], 2) for place in range(0, len(text), 8)]
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_what_a_person_drew_comes_back_as_labelled(found: Round, tool: Tool, tmp_path: Path) -> None:
+    edits = {name: edited(found, name) for name in ("drawing-000", "drawing-003")}
+    path = tmp_path / "labels"
+    path.write_bytes((draw_in_cvat if tool == "cvat" else draw_in_label_studio)(export_labels(found, tool), edits))
+    if tool == "label-studio":
+        expected = edits
+    else:  # what was rejected had no shapes to cut: of it there is the polygon alone
+        only_HW = np.full((48, 48), IGNORE, dtype=np.uint8)
+        only_HW[10:20, 5:15] = 3
+        unchanged = {name: SoftMask.read(found.soft(name)).mask_HW for name in ("drawing-001", "drawing-002")}
+        expected = {**edits, **unchanged, "drawing-003": only_HW}
+    assert import_labels(path, found.path, by="Ada") == len(expected)
+    entries = found.entries()
+    for name, mask_HW in expected.items():
+        assert (np.asarray(Image.open(found.mask(name))) == mask_HW).all()
+        entry, guess_HW = entries[name], SoftMask.read(found.soft(name)).mask_HW
+        assert (entry.verdict, entry.source, entry.decided_by) == ("accept", "person", "Ada")
+        assert entry.edited == pytest.approx((mask_HW != guess_HW).mean(), abs=1e-6)
+        assert found.image(entry).is_file() and not (found.path / "waiting" / entry.file).exists()
+    write_segmentation_set(tmp_path / "set", seed=0, num_train=1, num_val=1, side=48)
+    samples = with_round(open_dataset(tmp_path / "set", "segmentation"), found.path).split("train")
+    labelled = {sample.image.stem for sample in samples if not sample.is_pseudo}
+    assert labelled == {"0000", *expected}
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_unchanged_masks_come_back_the_same_into_a_data_set(found: Round, tool: Tool, tmp_path: Path) -> None:
+    root, file = tmp_path / "set", tmp_path / "labels"
+    write_segmentation_set(root, seed=0, num_train=1, num_val=1, side=48)
+    guesses = {f"drawing-{index:03d}": SoftMask.read(found.soft(f"drawing-{index:03d}")).mask_HW for index in range(3)}
+    assert main(["export-labels", str(found.path), "--to", tool, "--out", str(file)]) == 0
+    if tool == "label-studio":
+        file.write_bytes(draw_in_label_studio(file.read_bytes(), guesses))
+    else:
+        with zipfile.ZipFile(tmp_path / "task.zip", "w") as archive:
+            archive.writestr("annotations.xml", file.read_bytes())
+        file = tmp_path / "task.zip"
+    waiting = found.path / "waiting"
+    assert main(["import-labels", str(file), "--into", str(root), "--images", str(waiting)]) == 0
+    dataset = open_dataset(root, "segmentation")
+    assert dataset.complaints == ()
+    assert [sample.image.stem for sample in dataset.split("train")] == ["0000", *guesses]
+    for name, mask_HW in guesses.items():
+        assert (np.asarray(Image.open(root / f"masks/train/{name}.png")) == mask_HW).all()
+
+
+def test_the_command_says_what_the_tool_wants(found: Round, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for tool, sign in (("cvat", '"name": "background"'), ("label-studio", '<Label value="background"')):
+        assert main(["export-labels", str(found.path), "--to", tool, "--out", str(tmp_path / "f")]) == 0
+        told = capsys.readouterr().out
+        assert sign in told and "4 images" in told and str(found.path / "waiting") in told
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"<annotations><image", "expected CVAT's XML, but it is broken"),
+        (b"<coco/>", "expected CVAT's annotations, but got coco"),
+        (
+            b'<annotations><image name="drawing-000.png"><box/></image></annotations>',
+            "shapes of kind mask or polygon, but",
+        ),
+        (b"[{]", "expected Label Studio's JSON, but it is broken"),
+        (b"{}", "expected Label Studio's list of tasks"),
+        (
+            b'[{"data": {"image": "/data/upload/1/a.png"}, "annotations": [{"result": [{"type": "polygonlabels"}]}]}]',
+            "expected regions of type brushlabels, but a.png has polygonlabels",
+        ),
+        (
+            b'<annotations><image name="drawing-000.png" width="48" height="48"><polygon label="dog" '
+            b'points="0,0;9,0;9,9"/></image></annotations>',
+            "expected the classes background, .* but drawing-000.png has dog",
+        ),
+        (
+            b'<annotations><image name="drawing-000.png" width="9" height="8"><polygon label="cell" '
+            b'points="0,0;9,0;9,9"/></image></annotations>',
+            "expected a mask of the size of drawing-000, 48 x 48, but got 9 x 8",
+        ),
+        (
+            b'<annotations><image name="who.png" width="9" height="8"><polygon label="cell" '
+            b'points="0,0;9,0;9,9"/></image></annotations>',
+            "expected images that are in .*, but got who",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    found: Round, content: bytes, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "labels").write_bytes(content)
+    before = found.entries()
+    assert main(["import-labels", str(tmp_path / "labels"), "--into", str(found.path)]) == 2
+    assert re.search(sentence, capsys.readouterr().err)
+    assert found.entries() == before
+
+
+def test_a_data_set_without_void_takes_whole_masks_only(found: Round, tmp_path: Path) -> None:
+    write_segmentation_set(tmp_path / "set", seed=0, num_train=1, num_val=1, side=48)
+    edits = {"drawing-000": edited(found, "drawing-000")}
+    (tmp_path / "f").write_bytes(draw_in_label_studio(export_labels(found, "label-studio"), edits))
+    with pytest.raises(ValueError, match=r"expected a class for every pixel of drawing-000"):
+        import_labels(tmp_path / "f", tmp_path / "set", images=found.path / "waiting")

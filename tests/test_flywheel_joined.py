@@ -1,0 +1,107 @@
+"""A training that takes a round along: whose samples count how, and that an interruption does not change a bit."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.rounds import made_round
+from training import learner
+from training.config import Recipe
+from training.data import data_digest
+from training.engine import train
+from training.flywheel.joined import with_round
+from training.layouts import open_dataset
+from training.learner import build_learner
+from training.losses.objective import Objective
+from training.run import THIRDS, Run
+from training.synthetic import write_segmentation_set
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    write_segmentation_set(tmp_path / "set", seed=0, num_train=2, num_val=1, side=32)
+    made_round(tmp_path / "round", count=8, side=32)
+    return Recipe.model_validate(
+        {
+            "name": "small",
+            "task": "segmentation",
+            "data": {"root": tmp_path / "set"},
+            "pseudo": {"round": tmp_path / "round"},
+            "network": {"encoder": "mobilenet_v3_large"},
+            "preprocess": {"working_side": 32},
+            "augment": {"crop": [32, 32], "hflip": True},
+            "optim": {"epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "steps_per_epoch": 2},
+            "eval": {"every_epochs": 2, "keep_thirds": True},
+        }
+    )
+
+
+def test_interrupted_it_ends_with_the_same_bits(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, broken = (Run(tmp_path / "runs" / name) for name in ("whole", "broken"))
+    train(recipe, run_dir=whole.path, device=CPU)
+    steps = iter(range(100))
+
+    class Dying(Objective):
+        def __call__(self, logits: Any, truths: Tensor, *, progress: float) -> Tensor:
+            if next(steps) in (3, 4):
+                raise KeyboardInterrupt
+            return super().__call__(logits, truths, progress=progress)
+
+    monkeypatch.setattr(learner, "Objective", Dying)
+    monkeypatch.setattr("training.engine._Saver.is_due", True)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, run_dir=broken.path, device=CPU)
+    train(recipe, run_dir=broken.path, device=CPU)
+    first, second = whole.load(), broken.load()
+    assert first is not None and second is not None
+    for before, after in zip([first.averaged, *whole.thirds()], [second.averaged, *broken.thirds()], strict=True):
+        assert all(torch.equal(before[name], after[name]) for name in before)
+    for name in THIRDS:
+        assert (whole.path / name).read_bytes() == (broken.path / name).read_bytes()
+    last = whole.thirds()[1]
+    assert all(torch.equal(last[name], first.averaged[name]) for name in last), "two thirds of 2 epochs are 2"
+
+
+def test_labelled_and_pseudo_labelled_take_turns(recipe: Recipe) -> None:
+    assert recipe.pseudo is not None
+    dataset = with_round(open_dataset(recipe.data.root, "segmentation"), recipe.pseudo.round)
+    num_pseudo = sum(sample.is_pseudo for sample in dataset.split("train"))
+    batches = build_learner(recipe, dataset, checkpoint=None, device=CPU).batches
+    assert (batches.order.num_samples, batches.order.num_pseudo) == (2 + num_pseudo, num_pseudo)
+    assert batches.order.is_alternating and batches.steps_per_epoch == 2
+    assert batches.augment.strong is not None
+
+
+def test_the_digest_notices_another_mask_wherever_the_round_lies(recipe: Recipe, tmp_path: Path) -> None:
+    assert recipe.pseudo is not None
+    dataset = open_dataset(recipe.data.root, "segmentation")
+    first = data_digest(with_round(dataset, recipe.pseudo.round), ["train"])
+    assert first != data_digest(dataset, ["train"])
+    moved = recipe.pseudo.round.rename(tmp_path / "elsewhere")
+    assert data_digest(with_round(dataset, moved), ["train"]) == first
+    mask = next((moved / "masks/train").iterdir())
+    mask.write_bytes(mask.read_bytes() + b"\0")
+    assert data_digest(with_round(dataset, moved), ["train"]) != first
+
+
+def test_a_round_with_nothing_accepted_is_refused(recipe: Recipe) -> None:
+    assert recipe.pseudo is not None
+    for kind in ("images", "masks"):
+        for path in (recipe.pseudo.round / kind / "train").iterdir():
+            path.unlink()
+    with pytest.raises(ValueError, match=r"expected .*round to have images in split 'train'"):
+        with_round(open_dataset(recipe.data.root, "segmentation"), recipe.pseudo.round)
+
+
+def test_labels_have_no_rounds(recipe: Recipe) -> None:
+    table = recipe.model_dump(mode="json") | {"task": "classification"}
+    with pytest.raises(ValueError, match=r"expected \[pseudo\] only with task segmentation, but got classification"):
+        Recipe.model_validate(table)

@@ -1,0 +1,184 @@
+"""Masks that need a person, out to the tools in which people label, and back: what is the same for all tools.
+
+A pixel that no shape covers has no class: it comes back as `IGNORE`. Where shapes overlap, the upper one counts.
+
+Dimensions: H, W.
+"""
+
+import io
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segserve.answers import Region
+from segserve.png import encode_index_png
+from segserve.spec import ClassSpec
+from training.data import IGNORE, read_image
+from training.flywheel import cvat, label_studio
+from training.flywheel.pseudolabel import image_files
+from training.flywheel.round import Entry, Round, link, write_whole
+from training.flywheel.soft import SoftMask
+from training.layouts import Dataset, open_dataset
+
+Tool = Literal["cvat", "label-studio"]
+
+WRITERS: Mapping[Tool, Callable[[Sequence["Task"], Sequence[ClassSpec], str], bytes]] = {
+    "cvat": cvat.write,
+    "label-studio": label_studio.write,
+}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Task:
+    """One image for a person."""
+
+    file: str
+    size: tuple[int, int]
+    """Height and width."""
+    mask_HW: NDArray[np.uint8] | None
+    """What the model says; None where that is of no use."""
+    score: float
+
+
+def export_labels(found: Round, tool: Tool) -> bytes:
+    """A file for the tool with all images of a round that need a person; those to be labelled anew have no shapes."""
+    if tool not in WRITERS:
+        raise ValueError(f"expected one of {', '.join(get_args(Tool))}, but got {tool!r}: choose one of them")
+    order = found.order
+    entries = [entry for entry in found.entries().values() if entry.needs_person]
+    if not entries:
+        raise ValueError(f"expected images that need a person, but {found.path} has none: nothing is to be done")
+    tasks = [_task(found, entry, score=entry.scores[order.thresholds.score]) for entry in entries]
+    return WRITERS[tool](tasks, order.classes, f"{order.model} {order.artifact[:12]}")
+
+
+def _task(found: Round, entry: Entry, *, score: float) -> Task:
+    mask_HW = SoftMask.read(found.soft(entry.name)).mask_HW
+    size = mask_HW.shape[0], mask_HW.shape[1]
+    return Task(file=entry.file, size=size, mask_HW=mask_HW if entry.verdict == "review" else None, score=score)
+
+
+def import_labels(path: Path, into: Path, *, images: Path | None = None, by: str = "a person") -> int:
+    """Take masks that people made, as labelled ones, into a round or into a data set in the folder layout.
+
+    Args:
+        path: what the tool exported: "CVAT for images 1.1" (XML, or the zip it comes in), or Label Studio's JSON.
+        into: a round, or a data set; there they become training images.
+        images: where to find the images that a data set does not have yet.
+        by: who made them.
+
+    Returns:
+        How many. Images without shapes are left out: nobody has labelled them yet.
+
+    Raises:
+        ValueError: something does not fit: the file, an image's name, a mask's size, a class.
+    """
+    round_ = Round(into)
+    is_round = (into / "round.json").is_file()
+    dataset = None if is_round else open_dataset(into, "segmentation")
+    classes = round_.order.classes if dataset is None else dataset.classes
+    masks = {Path(file).stem: mask_HW for file, mask_HW in _masks(path, classes)}
+    if dataset is None:
+        _into_round(round_, masks, by)
+    else:
+        _into_dataset(dataset, masks, images)
+    return len(masks)
+
+
+def _masks(path: Path, classes: Sequence[ClassSpec]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """File names and masks of all images with shapes."""
+    ids = {entry.name: entry.id for entry in classes}
+    for file, regions in _images(path):
+        strange = sorted({str(region.label) for region in regions} - ids.keys())
+        if strange:
+            raise ValueError(
+                f"{path}: expected the classes {', '.join(ids)}, but {file} has {', '.join(strange)}: rename them"
+            )
+        if regions:
+            yield file, painted(regions, ids)
+
+
+def _images(path: Path) -> Iterable[tuple[str, Sequence[Region]]]:
+    try:
+        body = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"expected a file of labels, but {path}: {error.strerror}") from None
+    if zipfile.is_zipfile(io.BytesIO(body)):
+        with zipfile.ZipFile(io.BytesIO(body)) as archive:
+            if cvat.FILE not in archive.namelist():
+                raise ValueError(f"{path}: expected {cvat.FILE} in it, but it has none: export as CVAT for images 1.1")
+            body = archive.read(cvat.FILE)
+    reader = cvat.read if body.lstrip()[:1] == b"<" else label_studio.read
+    try:
+        return list(reader(body))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def painted(regions: Sequence[Region], ids: Mapping[str, int]) -> NDArray[np.uint8]:
+    """One mask of at least one region, the later ones on top; `IGNORE` where there is none."""
+    mask_HW: NDArray[np.uint8] | None = None
+    for region in regions:
+        assert region.mask_HW is not None
+        if mask_HW is None:
+            mask_HW = np.full(region.mask_HW.shape, IGNORE, dtype=np.uint8)
+        mask_HW[region.mask_HW] = ids[str(region.label)]
+    assert mask_HW is not None
+    return mask_HW
+
+
+def _into_round(found: Round, masks: Mapping[str, NDArray[np.uint8]], by: str) -> None:
+    entries, order = found.entries(), found.order
+    _check_known(masks, entries, found.path)
+    changed = {}
+    for name, mask_HW in masks.items():
+        guess_HW = SoftMask.read(found.soft(name)).mask_HW
+        _check_size(name, mask_HW, guess_HW.shape)
+        found.write_mask(name, mask_HW, order.classes)
+        changed[name] = entries[name].model_copy(
+            update={
+                "verdict": "accept",
+                "decided_by": by,
+                "source": "person",
+                "edited": round(float((mask_HW != guess_HW).mean()), 6),
+                "trained": round(float((mask_HW != IGNORE).mean()), 4),
+            }
+        )
+    found.rewrite(changed.get(name, entry) for name, entry in entries.items())
+
+
+def _into_dataset(dataset: Dataset, masks: Mapping[str, NDArray[np.uint8]], images: Path | None) -> None:
+    folder = dataset.root / "images/train"
+    known = {path.stem: path for path in folder.iterdir()} if folder.is_dir() else {}
+    known |= {path.stem: path for path in image_files(images)} if images else {}
+    _check_known(masks, known, images or folder)
+    for name, mask_HW in masks.items():
+        _check_size(name, mask_HW, read_image(known[name]).shape[:2])
+        if dataset.ignore_index is None and (mask_HW == IGNORE).any():
+            raise ValueError(
+                f"expected a class for every pixel of {name}, as {dataset.root} has no ignore_index, but some have "
+                f'none: label them, or write "ignore_index": {IGNORE} into classes.json'
+            )
+        stored_HW = np.where(mask_HW == IGNORE, np.uint8(dataset.ignore_index or 0), mask_HW)
+        write_whole(dataset.root / "masks/train" / f"{name}.png", encode_index_png(stored_HW, dataset.classes))
+        if known[name].parent != folder:
+            link(known[name], folder / known[name].name)
+
+
+def _check_known(masks: Mapping[str, object], known: Mapping[str, object], where: Path) -> None:
+    strange = sorted(masks.keys() - known.keys())
+    if strange:
+        raise ValueError(f"expected images that are in {where}, but got {', '.join(strange[:5])}: give --images FOLDER")
+
+
+def _check_size(name: str, mask_HW: NDArray[np.uint8], size: tuple[int, ...]) -> None:
+    if mask_HW.shape != tuple(size):
+        raise ValueError(
+            f"expected a mask of the size of {name}, {size[1]} x {size[0]}, but got {mask_HW.shape[1]} x "
+            f"{mask_HW.shape[0]}: label the image at its own size"
+        )
