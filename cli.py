@@ -241,6 +241,31 @@ def _import_labels(given: argparse.Namespace) -> int:
     return 0
 
 
+def _loop(given: argparse.Namespace) -> int:
+    from training.config import load_recipe
+    from training.flywheel.loop import PAGE, Loop, run_loop
+    from training.flywheel.progress import StopRule, result_of
+    from training.flywheel.triage import PixelRule, Selection
+    from training.layouts import open_dataset
+
+    recipe = load_recipe(given.recipe, overrides=given.set)
+    root, layout = (given.held_out, given.layout) if given.held_out else (recipe.data.root, recipe.data.layout)
+    loop = Loop(
+        recipe=recipe,
+        images=given.images,
+        held_out=open_dataset(root, recipe.task, layout=layout),
+        split=given.split,
+        selection=Selection(score=given.score, precision=given.precision, good_iou=given.good_iou),
+        pixels=PixelRule(border=given.border),
+        rule=StopRule(least_churn=given.least_churn, most_drop=given.most_drop, most_drift=given.most_drift),
+        plan=given.tta,
+    )
+    out = given.out or Path("runs") / f"{recipe.name}-loop"
+    best = result_of(run_loop(loop, out, rounds=given.rounds))
+    print(f"{out / PAGE}: the result is model {best.number}; next: segserve package {best.artifact}")
+    return 0
+
+
 def _serve(given: argparse.Namespace) -> int:
     from handlers.settings import ServeSettings, read_gateway
     from handlers.supervisor import serve
@@ -317,16 +342,9 @@ def _add_flywheel(commands: Commands) -> None:
     label.add_argument("artifact", type=Path, metavar="ARTIFACT")
     label.add_argument("images", type=Path, metavar="IMAGES", help="a folder")
     label.add_argument("--out", type=Path, required=True, metavar="ROUND", help="a new folder, or an unfinished one")
-    label.add_argument("--held-out", type=Path, metavar="DATASET", help="fits the thresholds; default: the training's")
-    label.add_argument("--layout", default="folder", help="of --held-out")
-    label.add_argument("--split", default="val", help="of --held-out")
+    _add_selection(label)
     label.add_argument("--run", type=Path, help="of the training with eval.keep_thirds: adds the score stability")
     label.add_argument("--previous", type=Path, metavar="ROUND", help="the one before: keeps what people corrected")
-    label.add_argument("--tta", choices=get_args(Plan), default="multiscale-hflip")
-    label.add_argument("--score", default="expected_iou", help="what decides: docs/flywheel.md")
-    label.add_argument("--precision", type=float, default=0.9, help="share of the accepted masks that must be good")
-    label.add_argument("--good-iou", type=float, metavar="IOU", help="of a good mask; default: 3 of 4 held-out ones")
-    label.add_argument("--border", type=float, default=2.0, metavar="PIXELS", help="beside borders that are left out")
 
     review = _add(commands, "apply-review", _apply_review, "take the decisions that the review page saved")
     review.add_argument("round", type=Path, metavar="ROUND")
@@ -342,6 +360,28 @@ def _add_flywheel(commands: Commands) -> None:
     back.add_argument("--into", type=Path, required=True, metavar="ROUND|DATASET")
     back.add_argument("--images", type=Path, metavar="FOLDER", help="of a DATASET that does not have them yet")
     back.add_argument("--by", default="a person", help="who made the masks")
+
+    loop = _add(commands, "loop", _loop, "train, label, take what is good, train again; a second call goes on")
+    loop.add_argument("recipe", type=Path, metavar="RECIPE.toml")
+    loop.add_argument("images", type=Path, metavar="IMAGES", help="a folder of unlabelled images")
+    loop.add_argument("--rounds", type=int, default=2, help="of training with pseudo-labels; 0 ends before the first")
+    loop.add_argument("--out", type=Path, metavar="FOLDER", help="default: runs/NAME-loop")
+    loop.add_argument("--set", action="append", default=[], metavar="key=value", help="change one value of the recipe")
+    _add_selection(loop)
+    loop.add_argument("--least-churn", type=float, default=0.01, help="stop where the masks change less")
+    loop.add_argument("--most-drop", type=float, default=0.1, help="stop where the good share falls by more")
+    loop.add_argument("--most-drift", type=float, default=0.2, help="stop where the classes' shares drift further")
+
+
+def _add_selection(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--held-out", type=Path, metavar="DATASET", help="fits the thresholds; default: the training's")
+    parser.add_argument("--layout", default="folder", help="of --held-out")
+    parser.add_argument("--split", default="val", help="of --held-out")
+    parser.add_argument("--tta", choices=get_args(Plan), default="multiscale-hflip")
+    parser.add_argument("--score", default="expected_iou", help="what decides: docs/flywheel.md")
+    parser.add_argument("--precision", type=float, default=0.9, help="share of the accepted masks that must be good")
+    parser.add_argument("--good-iou", type=float, metavar="IOU", help="of a good mask; default: 3 of 4 held-out ones")
+    parser.add_argument("--border", type=float, default=2.0, metavar="PIXELS", help="beside borders that are left out")
 
 
 def _add_serving(commands: Commands) -> None:

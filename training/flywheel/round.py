@@ -113,8 +113,7 @@ class Round:
         """Make the folder; an unfinished round goes on, if it was asked for the same."""
         for kind in ("images", "masks"):
             (self.path / kind / "train").mkdir(parents=True, exist_ok=True)
-        table = {"classes": [entry.model_dump() for entry in order.classes], "ignore_index": IGNORE}
-        write_whole(self.path / CLASSES, (json.dumps(table, indent=1) + "\n").encode())
+        write_classes(self.path, order.classes)
         write_whole(self.path / ORDER, (order.model_dump_json(indent=1) + "\n").encode())
 
     # --- the manifest ---
@@ -183,6 +182,12 @@ class Round:
 
     def write_mask(self, name: str, mask_HW: NDArray[np.uint8], classes: tuple[ClassSpec, ...]) -> None:
         write_whole(self.mask(name), encode_index_png(mask_HW, classes))
+
+
+def write_classes(root: Path, classes: tuple[ClassSpec, ...]) -> None:
+    """The `classes.json` of a data set whose masks have `IGNORE` where nothing counts."""
+    table = {"classes": [entry.model_dump() for entry in classes], "ignore_index": IGNORE}
+    write_whole(root / CLASSES, (json.dumps(table, indent=1) + "\n").encode())
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -1,0 +1,73 @@
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bench.flywheel import main
+from bench.hidden import draw_labels
+from segserve.spec import ClassSpec
+from training.layouts import open_dataset
+from training.synthetic import write_segmentation_set
+
+RECIPE = Path(__file__).parents[1] / "training/recipes/demo-segmentation.toml"
+TINY = (
+    *("network.encoder=mobilenet_v3_large", "preprocess.working_side=32", "augment.crop=[32,32]"),
+    *("optim.epochs=1", "optim.warmup_epochs=0", "optim.batch_size=8"),
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data") / "set"
+    write_segmentation_set(root, seed=0, num_train=16, num_val=2, side=32)
+    return root
+
+
+def test_a_tiny_run(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "flywheel.md"
+    arguments = [
+        *(str(RECIPE), "--budget", "1/8", "--draws", "1", "--rounds", "1", "--held-out", "8", "--tta", "none"),
+        *("--precision", "0.1", "--runs", str(tmp_path / "runs"), "--out", str(out)),
+        *(part for change in (*TINY, f"data.root={data}") for part in ("--set", change)),
+    ]
+    assert main(arguments) == 0
+    text = out.read_text()
+    assert "2 labelled, 6 hidden, 8 held-out images" in text
+    table = {row.split("|")[1].strip(): row.split("|")[2:-1] for row in text.splitlines() if row.startswith("|")}
+    assert list(table)[:2] == ["arm", "---"]
+    for arm in ("supervised", "the loop, its result", "the loop, round 1 with a reviewer", "all labels"):
+        assert 0 <= float(table[arm][0]) <= 1
+    assert table["supervised"][-1].strip() == "+0%" and table["all labels"][-1].strip() == "+100%"
+    assert {"expected_iou", "stability"} <= {cell.strip() for cell in table["AUROC of"]}
+    assert list(tmp_path.glob("flywheel.*.png"))
+    truth = tmp_path / "runs/demo-segmentation-1of8/draw-0/reviewed/round-1"
+    assert (truth / "manifest.jsonl").is_file() and not (truth.parent / ".round-1").exists()
+
+
+def test_draws_divide_the_images_and_say_the_truth(data: Path, tmp_path: Path) -> None:
+    source = open_dataset(data, "segmentation")
+    draw = draw_labels(source, tmp_path, budget=Fraction(1, 4), num_held_out=3, clip=2, seed=1)
+    names = [
+        {sample.image.name for sample in draw.labelled.split("train")},
+        {sample.image.name for sample in draw.held_out.split("val")},
+        {path.name for path in draw.hidden.iterdir()},
+    ]
+    assert [len(each) for each in names] == [4, 3, 9]
+    assert set.union(*names) == {sample.image.name for sample in source.split("train")}
+    assert {sample.image.name for sample in draw.everything.split("train")} == names[0] | names[2]
+    for name, truth_HW in draw.truths.items():
+        assert (np.asarray(Image.open(data / f"masks/train/{name}.png")) == truth_HW).all()
+    assert all(isinstance(entry, ClassSpec) for entry in draw.labelled.classes)
+    again = draw_labels(source, tmp_path / "2", budget=Fraction(1, 4), num_held_out=3, clip=2, seed=1)
+    assert again.truths.keys() == draw.truths.keys()
+    other = draw_labels(source, tmp_path / "3", budget=Fraction(1, 4), num_held_out=3, clip=2, seed=2)
+    assert other.truths.keys() != draw.truths.keys()
+
+
+def test_a_budget_that_hides_nothing_is_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"expected a budget that leaves some of 16 images hidden, but 8 labelled and 8"
+    ):
+        draw_labels(open_dataset(data, "segmentation"), tmp_path, budget=Fraction(1, 2), num_held_out=8, seed=0)

@@ -1,0 +1,71 @@
+"""The loop with a real, tiny training: ends before the first round, goes on after a review, and leaves a report."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from cli import main
+from tests.conftest import random_image
+from training.flywheel.progress import Step
+from training.flywheel.round import Round
+from training.run import Run
+from training.synthetic import write_segmentation_set
+
+RECIPE = """
+name = "small"
+task = "segmentation"
+data.root = "set"
+network.encoder = "mobilenet_v3_large"
+preprocess.working_side = 32
+augment.crop = [32, 32]
+optim = { epochs = 1, batch_size = 2, learning_rate = 1e-3, steps_per_epoch = 1 }
+pseudo = { round = "unused", cutout = 0.25 }
+"""
+
+
+def test_a_loop_goes_on_after_a_review(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_segmentation_set(tmp_path / "set", seed=0, num_train=2, num_val=8, side=32)
+    (tmp_path / "new").mkdir()
+    for index in range(3):
+        Image.fromarray(random_image(32, 32, seed=index)).save(tmp_path / f"new/{index}.png")
+    (tmp_path / "small.toml").write_text(RECIPE)
+    command = ["loop", "small.toml", "new", "--tta", "none", "--precision", "0", "--least-churn", "0"]
+    assert main([*command, "--rounds", "0", "--most-drift", "1"]) == 0
+    out = tmp_path / "runs/small-loop"
+    first = Round(out / "round-1")
+    assert sorted(first.entries()) == ["0", "1", "2"]
+    decisions = {
+        "round": 1,
+        "artifact": first.order.artifact,
+        "decisions": {"0": "reject", "1": "accept", "2": "accept"},
+    }
+    (tmp_path / "decisions.json").write_text(json.dumps(decisions))
+    assert main(["apply-review", str(first.path), "decisions.json"]) == 0
+    capsys.readouterr()
+    assert main([*command, "--rounds", "1", "--most-drift", "1"]) == 0
+    assert "loop.html: the result is model" in capsys.readouterr().out
+    steps = [Step.model_validate_json(line) for line in (out / "loop.jsonl").read_text().splitlines()]
+    assert [(step.number, step.num_pseudo, step.num_images) for step in steps] == [(0, 0, 3), (1, 2, 3)]
+    assert steps[0].churn is None and steps[1].churn is not None
+    recipes = [Run(out / f"model-{number}/run").recipe() for number in (0, 1)]
+    assert recipes[0].pseudo is None
+    assert recipes[1].pseudo is not None and recipes[1].pseudo.cutout == 0.25
+    assert recipes[1].pseudo.round == Path("runs/small-loop/round-1")
+    second = Round(out / "round-2").order
+    assert second.number == 2 and second.thresholds.good_iou == first.order.thresholds.good_iou
+    assert "2 of 3" in (out / "loop.html").read_text() or "3 of 3" in (out / "loop.html").read_text()
+
+
+def test_only_masks_have_loops(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "labels.csv").write_text("split,stem,label\nval,a,b\n")
+    (tmp_path / "images/val").mkdir(parents=True)
+    (tmp_path / "small.toml").write_text(
+        RECIPE.replace("segmentation", "classification").replace("pseudo", "# pseudo").replace('"set"', f'"{tmp_path}"')
+    )
+    assert main(["loop", str(tmp_path / "small.toml"), str(tmp_path)]) == 2
+    assert "expected a recipe for segmentation, but small is for classification" in capsys.readouterr().err

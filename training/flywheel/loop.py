@@ -1,0 +1,184 @@
+"""The loop: train, label the rest, take what is good, train from the start with it, and again.
+
+Everything lies in one folder, and every part of it goes on where it was: runs, rounds, and so the loop.
+
+    model-0/run, model-0/artifact    trained on the labelled images alone
+    round-1                          what that model says of the others
+    model-1/run, ...                 trained on both
+"""
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from segserve.artifact import SPEC, Artifact, load_artifact
+from segserve.spec import Plan
+from training.config import PseudoSettings, Recipe
+from training.engine import train
+from training.evaluate import Evaluation
+from training.export import export_run
+from training.flywheel.loop_page import loop_page
+from training.flywheel.progress import (
+    Step,
+    StopRule,
+    accepted_shares,
+    distance,
+    labelled_shares,
+    mean_churn,
+    reason_to_stop,
+    result_of,
+    write_steps,
+)
+from training.flywheel.pseudolabel import PIXELS, PLAN, SELECTION, Labeller, pseudolabel
+from training.flywheel.review import write_review
+from training.flywheel.round import Round, write_whole
+from training.flywheel.triage import PixelRule, Selection
+from training.layouts import Dataset, open_dataset
+from training.run import SCORES
+
+STEPS, PAGE = "loop.jsonl", "loop.html"
+RULE = StopRule()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loop:
+    """What a loop is made of."""
+
+    recipe: Recipe
+    """Its [pseudo] section gives the strong augmentation, if there is one; which round, the loop says."""
+    images: Path
+    """The unlabelled ones."""
+    held_out: Dataset
+    split: str = "val"
+    """Of the held-out images, which no model is trained on."""
+    selection: Selection = SELECTION
+    pixels: PixelRule = PIXELS
+    rule: StopRule = RULE
+    plan: Plan = PLAN
+
+
+def run_loop(loop: Loop, out: Path, *, rounds: int) -> list[Step]:
+    """Train once without, and up to `rounds` times with pseudo-labels; each model labels the images once more.
+
+    Killed at any moment, the same call goes on; with more rounds it goes on, too. What a person decided or corrected in
+    the last round is taken along into the next training.
+
+    Returns:
+        All steps; `loop.html` and `loop.jsonl` in the folder tell of them.
+
+    Raises:
+        ValueError, NonFiniteLoss, Stopped: as of `training.engine.train` and `pseudolabel`.
+    """
+    if loop.recipe.task != "segmentation":
+        raise ValueError(f"expected a recipe for segmentation, but {loop.recipe.name} is for {loop.recipe.task}")
+    if rounds < 0:
+        raise ValueError(f"expected 0 rounds or more, but got {rounds}: give more")
+    dataset = open_dataset(loop.recipe.data.root, loop.recipe.task, layout=loop.recipe.data.layout)
+    steps: list[Step] = []
+    reason: str | None = None
+    while len(steps) <= rounds and reason is None:
+        steps.append(_step(loop, out, steps, dataset))
+        reason = reason_to_stop(steps, loop.rule)
+        write_steps(out / STEPS, steps)
+        page = loop_page(
+            steps, classes=dataset.classes, result=result_of(steps), reason=reason or "", name=loop.recipe.name
+        )
+        write_whole(out / PAGE, page.encode())
+        _say(f"{_line(steps[-1])}{f'; stops: {reason}' if reason else ''}")
+    return steps
+
+
+def _step(loop: Loop, out: Path, steps: list[Step], dataset: Dataset) -> Step:
+    """Train the next model, and let it label the images."""
+    number = len(steps)
+    folder, previous = out / f"model-{number}", Round(out / f"round-{number}") if number else None
+    recipe = _recipe(loop, number, previous)
+    train(recipe, run_dir=folder / "run")
+    artifact = _artifact(folder)
+    labeller = Labeller(
+        artifact=artifact,
+        plan=loop.plan,
+        selection=_selection(loop, out, number),
+        pixels=loop.pixels,
+        run=folder / "run",
+    )
+    found = pseudolabel(
+        labeller,
+        loop.images,
+        out / f"round-{number + 1}",
+        held_out=loop.held_out,
+        split=loop.split,
+        previous=None if previous is None else previous.path,
+    )
+    write_review(found)
+    return _tell(found, folder, number=number, previous=previous, dataset=dataset)
+
+
+def _recipe(loop: Loop, number: int, previous: Round | None) -> Recipe:
+    changes: dict[str, object] = {"name": f"{loop.recipe.name}-{number}", "pseudo": None}
+    if previous is not None:
+        given = {} if loop.recipe.pseudo is None else loop.recipe.pseudo.model_dump()
+        changes["pseudo"] = PseudoSettings.model_validate({**given, "round": previous.path})
+    changes["eval"] = loop.recipe.eval.model_copy(update={"keep_thirds": True})
+    return loop.recipe.model_copy(update=changes)
+
+
+def _artifact(folder: Path) -> Artifact:
+    """Exported once: a second time its temperature might be another, and its digest with it."""
+    path = folder / "artifact"
+    return load_artifact(path) if (path / SPEC).is_file() else export_run(folder / "run", path)
+
+
+def _selection(loop: Loop, out: Path, number: int) -> Selection:
+    """What is good stays what it was in the first round, so that rounds can be compared."""
+    if number == 0 or loop.selection.good_iou is not None:
+        return loop.selection
+    first = Round(out / "round-1").order.thresholds
+    return loop.selection.model_copy(update={"good_iou": first.good_iou})
+
+
+def _tell(found: Round, folder: Path, *, number: int, previous: Round | None, dataset: Dataset) -> Step:
+    entries, thresholds = found.entries().values(), found.order.thresholds
+    evaluation = Evaluation.model_validate_json((folder / "run" / SCORES).read_bytes())
+    shares_K = accepted_shares(found)
+    taken = [] if previous is None else [each for each in previous.entries().values() if each.verdict == "accept"]
+    return Step(
+        number=number,
+        run=str(folder / "run"),
+        artifact=str(folder / "artifact"),
+        labels=str(found.path),
+        scores=evaluation.scores,
+        num_pseudo=len(taken),
+        num_accepted=sum(entry.verdict == "accept" for entry in entries),
+        num_images=len(entries),
+        held_out_iou=thresholds.mean_iou,
+        good_share=thresholds.good_share,
+        precision=thresholds.precision if thresholds.num_accepted else None,
+        churn=mean_churn(found),
+        drift=distance(shares_K, labelled_shares(dataset)),
+        shares=tuple(round(float(share), 6) for share in shares_K),
+        sentence=thresholds.sentence,
+    )
+
+
+def _line(step: Step) -> str:
+    churn = "" if step.churn is None else f", churn {step.churn:.4f}"
+    return (
+        f"model {step.number}: val miou {step.scores['miou']:.4f} with {step.num_pseudo} pseudo-labelled images; "
+        f"accepts {step.num_accepted} of {step.num_images}, {step.good_share:.0%} of the held-out masks are good"
+        f"{churn}, drift {step.drift:.3f}"
+    )
+
+
+def without_selection(loop: Loop) -> Loop:
+    """The same, but every mask is taken as it is, and nothing stops it: plain self-training."""
+    return replace(
+        loop,
+        selection=Selection(precision=0.0),
+        pixels=PixelRule(border=0, least_confidence=0, most_disagreement=1),
+        rule=StopRule(least_churn=0, most_drop=1, most_drift=1),
+    )
+
+
+def _say(sentence: str) -> None:
+    print(sentence, file=sys.stderr)
