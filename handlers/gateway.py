@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from handlers import nginx
-from handlers.health import Health
 from handlers.nginx import Place
 from handlers.settings import GatewaySettings, ServeSettings
 from handlers.torchserve import ServeError
@@ -51,8 +50,7 @@ class Gateway:
         self.folder = folder
         self._unready = folder / "unready"
         self._unready.mkdir(parents=True)
-        for number in range(len(models)):
-            (self._unready / str(number)).touch()
+        self.admit(frozenset())
         configuration = folder / "nginx.conf"
         configuration.write_text(
             nginx.configuration(settings, gateway, models, folder=folder, torchserve_port=torchserve_port)
@@ -77,18 +75,21 @@ class Gateway:
         self._starts += 1
         threading.Thread(target=_pass_on, args=[self._process], name="nginx-log", daemon=True).start()
 
-    def watch(self, health: Health) -> None:
-        """Start nginx again if it has ended; let it know which models are ready.
+    def admit(self, names: frozenset[str]) -> None:
+        """From now on pass requests on to these models, and refuse those to all others."""
+        for number, place in enumerate(self.models):
+            flag = self._unready / str(number)
+            if place.name in names:
+                flag.unlink(missing_ok=True)
+            else:
+                flag.touch()
+
+    def watch(self) -> None:
+        """Start nginx again if it has ended.
 
         Raises:
             ServeError: it ends again and again.
         """
-        for number, place in enumerate(self.models):
-            flag = self._unready / str(number)
-            if health.is_ready(place.name):
-                flag.unlink(missing_ok=True)
-            else:
-                flag.touch()
         if self._process.poll() is None:
             return
         self._end_group()

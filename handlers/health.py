@@ -25,14 +25,26 @@ class Health:
 
     The ops port answers from memory, so a probe is quick even when Java hangs, and a scrape does not make TorchServe
     start `nvidia-smi`, which it does for each worker it describes on a GPU.
+
+    Args:
+        models: what is to be served.
+        management: whom to ask.
+        is_running: whether Java runs.
+        admit: is told the names of the models that are ready, each time and before anyone else sees them.
     """
 
     def __init__(
-        self, models: tuple[ServedModel, ...], *, management: Management, is_running: Callable[[], bool]
+        self,
+        models: tuple[ServedModel, ...],
+        *,
+        management: Management,
+        is_running: Callable[[], bool],
+        admit: Callable[[frozenset[str]], None] = lambda names: None,
     ) -> None:
         self.models = models
         self.is_running = is_running
         self.draining = False
+        self._admit = admit
         self._management = management
         self._names = tuple(dict.fromkeys(model.name for model in models))
         self._started = time.monotonic()
@@ -57,8 +69,7 @@ class Health:
     @property
     def versions(self) -> tuple[VersionState, ...]:
         """What TorchServe said last; empty if that was long ago."""
-        snapshot = self._snapshot
-        return snapshot.versions if snapshot and time.monotonic() - snapshot.at < STALE_SECONDS else ()
+        return _fresh(self._snapshot)
 
     def is_alive(self) -> bool:
         """Java runs and its management API answers, or may still be starting."""
@@ -79,7 +90,7 @@ class Health:
 
     def is_ready(self, name: str) -> bool:
         """Whether some version of this model has a worker."""
-        return self.is_running() and any(state.name == name and state.workers["ready"] for state in self.versions)
+        return self.is_running() and name in _ready_names(self.versions)
 
     def reasons(self) -> list[str]:
         """Why the service is not ready; empty if it is."""
@@ -94,10 +105,20 @@ class Health:
 
     def _watch(self) -> None:
         while not self._closed.is_set():
+            snapshot = self._snapshot
             with contextlib.suppress(OSError, ValueError):
-                versions = self._management.versions(self._names)
-                self._snapshot = _Snapshot(time.monotonic(), versions)
+                snapshot = _Snapshot(time.monotonic(), self._management.versions(self._names))
+            self._admit(_ready_names(_fresh(snapshot)))
+            self._snapshot = snapshot
             self._closed.wait(0.2 if self.reasons() else 2.0)
+
+
+def _fresh(snapshot: _Snapshot | None) -> tuple[VersionState, ...]:
+    return snapshot.versions if snapshot and time.monotonic() - snapshot.at < STALE_SECONDS else ()
+
+
+def _ready_names(versions: tuple[VersionState, ...]) -> frozenset[str]:
+    return frozenset(state.name for state in versions if state.workers["ready"])
 
 
 def _reason(state: VersionState) -> str:

@@ -1,6 +1,7 @@
 """The archives to be served: which they are, and the names their manifests give."""
 
 import json
+import os
 import re
 import zipfile
 from collections.abc import Mapping
@@ -60,7 +61,7 @@ def _archives(settings: ServeSettings) -> list[Path]:
             f"expected the model store {store} to be a folder, but there is none: "
             f"make an archive with `segserve package ARTIFACT --store {store}`, or name another folder with --store"
         )
-    present = sorted(path.name for path in store.glob("*.mar"))
+    present = sorted(name for name in _listed(store) if name.endswith(".mar"))
     if not present:
         raise ValueError(
             f"expected an archive (*.mar) in the model store {store}, but it has none: "
@@ -75,6 +76,16 @@ def _archives(settings: ServeSettings) -> list[Path]:
     return [store / name for name in dict.fromkeys(settings.models or present)]
 
 
+def _listed(store: Path) -> list[str]:
+    """Path.glob says nothing where it may not look."""
+    try:
+        return os.listdir(store)
+    except OSError as error:
+        raise ValueError(
+            f"expected the model store {store} to be readable, but got: {error.strerror}; let whoever serves read it"
+        ) from error
+
+
 def _read_archive(path: Path) -> ServedModel:
     if not _FILE_NAME.fullmatch(path.name) or ".." in path.name:
         raise ValueError(
@@ -85,6 +96,10 @@ def _read_archive(path: Path) -> ServedModel:
             model = json.loads(archive.read(_MANIFEST))["model"]
             config = yaml.safe_load(archive.read(model["configFile"])) if "configFile" in model else {}
         return _served_model(path.name, model, config or {})
+    except OSError as error:
+        raise ValueError(
+            f"expected {path} to be readable, but got: {error.strerror}; let whoever serves read it"
+        ) from error
     except (zipfile.BadZipFile, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
         raise ValueError(
             f"expected {path} to be a model archive whose {_MANIFEST} names the model and its version, but got "

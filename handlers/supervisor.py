@@ -52,10 +52,21 @@ def serve(settings: ServeSettings) -> int:
         with StopSignals() as signals, _run_folder() as folder:
             _Service(settings, models, folder=folder, signals=signals).run()
     except ServeError as error:
-        print(f"segserve: {error}", file=sys.stderr, flush=True)
-        return 1
+        return _fail(str(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return _fail(
+            f"expected room for temporary files below {tempfile.gettempdir()}, but got: {error.strerror}; "
+            "make room there, or let TMPDIR name another folder"
+        )
     _say("stopped")
     return 0
+
+
+def _fail(sentence: str) -> int:
+    print(f"segserve: {sentence}", file=sys.stderr, flush=True)
+    return 1
 
 
 class _Service:
@@ -85,13 +96,13 @@ class _Service:
         gateway = self._make_gateway()
         with (
             self._torchserve() as jvm,
-            self._health(jvm) as health,
+            self._health(jvm, gateway) as health,
             self._ops(health),
             self._started(gateway),
         ):
             if self._until_ready(jvm, health, gateway):
                 self._announce()
-                self._until_signal(jvm, health, gateway)
+                self._until_signal(jvm, gateway)
             elif health.reasons():
                 return
             # Else the signal came once requests were answered, but before this thread knew: that drains, too.
@@ -130,9 +141,14 @@ class _Service:
             jvm.stop(seconds=STOP_SECONDS)
 
     @contextlib.contextmanager
-    def _health(self, jvm: Jvm) -> Iterator[Health]:
+    def _health(self, jvm: Jvm, gateway: Gateway | None) -> Iterator[Health]:
         management = Management(self.settings.management_port, timeout=MANAGEMENT_TIMEOUT_SECONDS)
-        health = Health(self.models, management=management, is_running=lambda: jvm.is_running)
+        health = Health(
+            self.models,
+            management=management,
+            is_running=lambda: jvm.is_running,
+            admit=gateway.admit if gateway else lambda names: None,
+        )
         health.start()
         try:
             yield health
@@ -185,15 +201,15 @@ class _Service:
         finally:
             gateway.stop(seconds=GATEWAY_STOP_SECONDS)
 
-    def _watch(self, health: Health, gateway: Gateway | None) -> None:
+    def _watch(self, gateway: Gateway | None) -> None:
         if gateway is not None:
-            gateway.watch(health)
+            gateway.watch()
             self.throughput.sample()
 
     def _until_ready(self, jvm: Jvm, health: Health, gateway: Gateway | None) -> bool:
         """Wait for the models; False if a stop signal came first. TorchServe itself would try for ever."""
         while reasons := health.reasons():
-            self._watch(health, gateway)
+            self._watch(gateway)
             if self.signals.wait(WATCH_SECONDS):
                 return False
             self._check_running(jvm)
@@ -205,11 +221,10 @@ class _Service:
                 raise ServeError(_with_tail(late, jvm))
         return True
 
-    def _until_signal(self, jvm: Jvm, health: Health, gateway: Gateway | None) -> None:
-        self._watch(health, gateway)
+    def _until_signal(self, jvm: Jvm, gateway: Gateway | None) -> None:
         while not self.signals.wait(WATCH_SECONDS):
             self._check_running(jvm)
-            self._watch(health, gateway)
+            self._watch(gateway)
 
     def _check_running(self, jvm: Jvm) -> None:
         if not jvm.is_running:
@@ -232,7 +247,10 @@ def _behind_gateway(settings: ServeSettings) -> ServeSettings:
 
 @contextlib.contextmanager
 def _run_folder() -> Iterator[RunFolder]:
-    root = Path(tempfile.mkdtemp(prefix="segserve-"))
+    try:
+        root = Path(tempfile.mkdtemp(prefix="segserve-"))
+    except OSError as error:
+        raise ServeError(f"expected a temporary folder with room in it, but got: {error}; set TMPDIR to one") from error
     try:
         if len(str(root)) > _LONGEST_FOLDER:
             raise ServeError(

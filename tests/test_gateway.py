@@ -1,7 +1,5 @@
 """The real nginx by itself: TorchServe and the ops port are not there."""
 
-import os
-import shutil
 import socket
 import ssl
 import subprocess
@@ -16,22 +14,17 @@ import pytest
 
 from handlers import gateway as gateway_module
 from handlers.gateway import Gateway
-from handlers.health import Health
-from handlers.management import Management
 from handlers.nginx import Place
 from handlers.settings import GatewaySettings, ServeSettings
 from handlers.torchserve import ServeError, free_port
-from tests.system.toy_service import is_gone, short_folder, until
+from tests.system.toy_service import is_gone, nginx_or_skip, short_folder, until
 
 TOY = Place(name="toy", task="segmentation", version="1.0", limit=4, answer_seconds=10)
-HEALTH = Health((), management=Management(1, timeout=1), is_running=lambda: False)
 
 
 @pytest.fixture(autouse=True)
 def nginx() -> None:
-    if shutil.which("nginx") is None:
-        assert not os.environ.get("CI"), "CI must install nginx (Debian's package nginx-light)"
-        pytest.skip("nginx is not installed (Debian's package nginx-light)")
+    nginx_or_skip()
 
 
 @pytest.fixture
@@ -107,7 +100,7 @@ def test_workers_do_not_outlive_a_killed_master(folder: Path) -> None:
     try:
         before[0].kill()
         until(lambda: gateway._process.poll() is not None, 5)
-        gateway.watch(HEALTH)
+        gateway.watch()
         until(lambda: is_open(port), 5)
         assert all(is_gone(process.pid) for process in before)
         assert len(processes(gateway)) >= 3
@@ -123,7 +116,7 @@ def test_what_ends_again_and_again_is_given_up(folder: Path, monkeypatch: pytest
     processes(gateway)[0].kill()
     until(lambda: gateway._process.poll() is not None, 5)
     with pytest.raises(ServeError, match="nginx ended 1 times, the last time with code -9"):
-        gateway.watch(HEALTH)
+        gateway.watch()
 
 
 def processes(gateway: Gateway) -> list[psutil.Process]:

@@ -1,3 +1,4 @@
+import errno
 import json
 import re
 import zipfile
@@ -108,4 +109,21 @@ def test_a_configuration_that_cannot_be_read_is_said_in_one_sentence(tmp_path: P
         archive.writestr("MAR-INF/MANIFEST.json", json.dumps({"model": model}))
         archive.writestr("c.yaml", config)
     with pytest.raises(ValueError, match="make it again with `segserve package`"):
+        served_models(ServeSettings(store=tmp_path))
+
+
+def test_an_archive_that_cannot_be_read_is_said_in_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "a.mar").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"a\.mar to be readable, but got: No such file or directory; let whoever"):
+        served_models(ServeSettings(store=tmp_path))
+
+
+def test_a_store_that_cannot_be_listed_is_said_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root reads everything, so the system's refusal is called for by hand."""
+
+    def refuse(path: Path) -> list[str]:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("os.listdir", refuse)
+    with pytest.raises(ValueError, match="to be readable, but got: Permission denied; let whoever serves read it"):
         served_models(ServeSettings(store=tmp_path))

@@ -26,6 +26,14 @@ class Demo:
     seconds: float
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is marked as chaos, unless it is asked for."""
+    if "chaos" not in config.getoption("markexpr"):
+        chaos = [item for item in items if item.get_closest_marker("chaos")]
+        config.hook.pytest_deselected(items=chaos)
+        items[:] = [item for item in items if item not in chaos]
+
+
 @pytest.fixture(scope="session")
 def demo() -> Demo:
     """Runs `make demo`; with SEGSERVE_REUSE_DEMO set, takes the last one's results while working on the tests."""

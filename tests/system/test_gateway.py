@@ -5,13 +5,15 @@ import io
 import json
 import math
 import os
-import shutil
+import re
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import psutil
@@ -23,7 +25,7 @@ from segserve.artifact import Artifact
 from segserve.problem import TITLE
 from tests.conftest import random_image
 from tests.system.load import Load, open_loop
-from tests.system.toy_service import Service, serving, short_folder, until, write_toy_archive
+from tests.system.toy_service import Service, nginx_or_skip, serving, short_folder, until, write_toy_archive
 
 pytestmark = pytest.mark.system
 
@@ -34,15 +36,13 @@ BATCH, WAITING, SECONDS = 4, 3, 0.1
 PLACES = BATCH * (1 + WAITING)
 SLOW_SECONDS = 0.5
 """Of the slow model, which takes its requests one by one."""
-HARM_SECONDS = 3
+HARM_SECONDS = 2
 """A worker that is silent for so long is ended."""
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory, artifact: Artifact) -> Iterator[Service]:
-    if shutil.which("nginx") is None:
-        assert not os.environ.get("CI"), "CI must install nginx (Debian's package nginx-light)"
-        pytest.skip("nginx is not installed (Debian's package nginx-light)")
+    nginx_or_skip()
     folder = tmp_path_factory.mktemp("gateway")
     store = folder / "store"
     handler = "classification_handler.py"
@@ -82,6 +82,10 @@ def slow_clients(service: Service) -> Iterator[dict[str, socket.socket]]:
         client.close()
 
 
+PAGE = (Path(__file__).parents[2] / "docs/gateway.md").read_text()
+COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
+
+
 def post(service: Service, path: str = "/predictions/toy", body: bytes = b"x", **headers: str) -> httpx.Response:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return httpx.post(service.url + path, content=body, headers={**ALICE, **named}, timeout=60)
@@ -115,6 +119,24 @@ def log(service: Service, request_id: str) -> dict[str, object]:
     until(lines, 5)
     [line] = lines()
     return dict(json.loads(line))
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("curl")])
+def test_the_page_s_requests(service: Service, tmp_path: Path, command: str) -> None:
+    (tmp_path / "runs/demo").mkdir(parents=True)
+    (tmp_path / "runs/demo/input.png").write_bytes(png())
+    command = command.replace("http://127.0.0.1:8080", service.url)
+    done = subprocess.run(
+        command,
+        shell=True,
+        cwd=tmp_path,
+        env={**os.environ, "TOKEN": TOKENS["alice"]},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    written = [path.read_bytes() for path in tmp_path.glob("*.png")]
+    assert written[0].startswith(b"\x89PNG") if "-o " in command else json.loads(done.stdout)
 
 
 def test_segment_with_options_in_the_query(service: Service) -> None:
@@ -358,8 +380,8 @@ def load(service: Service, *, rate: float, seconds: float, path: str = "/predict
 
 def test_twice_the_capacity(service: Service) -> None:
     """Open loop. What is accepted comes in time, what is not is told at once when to come back, and nothing is lost."""
-    peak = load(service, rate=BATCH / SECONDS, seconds=3).goodput
-    over = load(service, rate=2 * BATCH / SECONDS, seconds=4)
+    peak = load(service, rate=BATCH / SECONDS, seconds=2).goodput
+    over = load(service, rate=2 * BATCH / SECONDS, seconds=3)
     slo = (WAITING + 2) * SECONDS + 0.5
     refused = [outcome for outcome in over.outcomes if outcome.status == 429]
     print(
@@ -374,7 +396,7 @@ def test_twice_the_capacity(service: Service) -> None:
 
 
 def test_retry_after_is_the_time_that_the_queue_needs(service: Service) -> None:
-    over = load(service, rate=8, seconds=5, path="/predictions/slow")
+    over = load(service, rate=8, seconds=4, path="/predictions/slow")
     told = [outcome.retry_after for outcome in over.outcomes if outcome.status == 429]
     needed = (1 + WAITING) / over.goodput
     print(f"\n{over.goodput:.2f}/s with {1 + WAITING} places: {needed:.1f} s; Retry-After was {told}")

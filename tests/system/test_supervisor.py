@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -21,6 +22,7 @@ from tests.system.toy_service import (
     children,
     hammer,
     is_gone,
+    nginx_or_skip,
     serving,
     short_folder,
     until,
@@ -215,14 +217,26 @@ def test_java_and_workers_do_not_outlive_a_killed_supervisor(tmp_path: Path, tem
         until(lambda: all(is_gone(pid) for pid in processes), 10)
 
 
-def test_the_death_of_java_ends_the_service(tmp_path: Path, temporary: Path) -> None:
+def test_the_death_of_java_ends_the_service_after_its_clients_were_answered(tmp_path: Path, temporary: Path) -> None:
+    nginx_or_skip()
     write_toy_archive(tmp_path / "store")
-    with serving(tmp_path / "store", temporary=temporary) as service:
+    environment = {"TOY_SECONDS": "20"}
+    with serving(tmp_path / "store", temporary=temporary, environment=environment, gateway={}) as service:
         service.wait_ready()
-        java, worker = service.processes()
-        os.kill(java, signal.SIGKILL)
+        with ThreadPoolExecutor(4) as pool:
+            asked = [pool.submit(httpx.post, service.prediction_url(), content=b"x", timeout=30) for _ in range(4)]
+            until(lambda: 'segserve_in_flight{model="toy"} 0.0' not in httpx.get(f"{service.ops}/metrics").text, 10)
+            time.sleep(0.5)
+            java, worker = service.torchserve()
+            os.kill(java, signal.SIGKILL)
+            began = time.monotonic()
+            answers = [one.result() for one in asked]
         code, output = service.end()
+        took = time.monotonic() - began
+        assert [(answer.status_code, answer.headers["retry-after"]) for answer in answers] == [(503, "2")] * 4
+        assert {answer.json()["type"] for answer in answers} == {"urn:segserve:problem:not-ready"}
         assert code == 1
+        assert took < 10
         assert "segserve: TorchServe ended by itself" in output
         until(lambda: is_gone(worker), 1)
     assert list(temporary.iterdir()) == []
@@ -258,3 +272,57 @@ def test_a_taken_port_is_named(tmp_path: Path, temporary: Path, option: str) -> 
         f"segserve: expected port {port} of 127.0.0.1 to be free, but got: Address already in use; "
         f"stop what listens there, or choose another with --{option.replace('_', '-')}\n"
     )
+
+
+@pytest.fixture
+def small_disk(temporary: Path) -> list[str]:
+    """A command that runs another where the temporary folder is a disk of 24 MiB."""
+    mount = f'mount -t tmpfs -o size=24m tmpfs {temporary} && exec "$@"'
+    command = ["unshare", "--mount", "sh", "-c", mount, "sh"]
+    if subprocess.run([*command, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no file system can be mounted here: needs root")
+    return command
+
+
+def test_a_disk_that_is_full_at_the_start_is_named(tmp_path: Path, temporary: Path, small_disk: list[str]) -> None:
+    write_toy_archive(tmp_path / "store")
+    within = [*small_disk, "sh", "-c", f'head -c {24 * 2**20 - 4096} /dev/zero > {temporary}/fill; exec "$@"', "sh"]
+    with serving(tmp_path / "store", temporary=temporary, within=within) as service:
+        code, output = service.end()
+    assert code == 1
+    assert output == (
+        f"segserve: expected room for temporary files below {temporary}, but got: No space left on device; "
+        "make room there, or let TMPDIR name another folder\n"
+    )
+
+
+@pytest.mark.chaos
+def test_a_disk_that_fills_up_costs_large_uploads_and_new_workers_only(
+    tmp_path: Path, temporary: Path, small_disk: list[str]
+) -> None:
+    nginx_or_skip()
+    write_toy_archive(tmp_path / "store")
+    with serving(tmp_path / "store", temporary=temporary, within=small_disk, gateway={}) as service:
+        service.wait_ready()
+        worker = httpx.post(service.prediction_url(), content=b"x").json()["pid"]
+        fill = Path(f"/proc/{service.process.pid}/root{temporary}/fill")
+        with pytest.raises(OSError, match="No space left on device"):
+            fill.write_bytes(b"x" * 24 * 2**20)
+        assert httpx.post(service.prediction_url(), content=b"x").status_code == 200
+        large = httpx.post(service.prediction_url(), content=b"x" * 3 * 2**20)
+        assert (large.status_code, large.headers["retry-after"]) == (503, "2")
+        assert not not_ready(service)
+
+        os.kill(worker, signal.SIGKILL)
+        until(lambda: not_ready(service), 10)
+        time.sleep(5)
+        assert httpx.post(service.prediction_url(), content=b"x").status_code == 503
+        assert not_ready(service)
+        fill.unlink()
+        service.wait_ready()
+        assert httpx.post(service.prediction_url(), content=b"x" * 3 * 2**20).status_code == 200
+
+
+def not_ready(service: Service) -> bool:
+    answer = service.ready()
+    return answer is not None and answer.status_code == 503

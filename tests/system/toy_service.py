@@ -2,19 +2,22 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
+import pytest
 
 from handlers.supervisor import ServeSettings
 from handlers.torchserve import free_port
@@ -144,9 +147,14 @@ class Service:
         return code, self.text()
 
     def processes(self) -> list[int]:
-        """Java and its workers."""
-        java = children(self.process.pid)
-        return java + [worker for pid in java for worker in children(pid)]
+        """Java and its workers, nginx and its own."""
+        own = children(self.process.pid)
+        return own + [worker for pid in own for worker in children(pid)]
+
+    def torchserve(self) -> tuple[int, ...]:
+        """Java first, then its workers."""
+        java = next(pid for pid in children(self.process.pid) if psutil.Process(pid).name() == "java")
+        return java, *children(java)
 
     def read(self) -> None:
         self.reader = threading.Thread(target=self._read, daemon=True)
@@ -167,6 +175,13 @@ def until(
         time.sleep(pause)
 
 
+def nginx_or_skip() -> None:
+    """Skip a test that needs the gateway where there is none; fail it in CI."""
+    if shutil.which("nginx") is None:
+        assert not os.environ.get("CI"), "CI must install nginx (Debian's package nginx-light)"
+        pytest.skip("nginx is not installed (Debian's package nginx-light)")
+
+
 def is_gone(pid: int) -> bool:
     """Ended, even if nobody has asked how."""
     found = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
@@ -180,13 +195,18 @@ def children(parent: int) -> list[int]:
 
 @contextmanager
 def serving(
-    store: Path, *, temporary: Path, environment: dict[str, str] | None = None, **options: Any
+    store: Path,
+    *,
+    temporary: Path,
+    environment: dict[str, str] | None = None,
+    within: Sequence[str] = (),
+    **options: Any,
 ) -> Iterator[Service]:
-    """Start a service on free ports; end it whatever happens."""
+    """Start a service on free ports; end it whatever happens. `within`: a command that runs its arguments."""
     ports = {name: free_port() for name in ("inference_port", "management_port", "ops_port")}
     settings = ServeSettings(store=store, **{**ports, **options})
     process = subprocess.Popen(
-        [sys.executable, "-c", START, settings.model_dump_json()],
+        [*within, sys.executable, "-c", START, settings.model_dump_json()],
         cwd=ROOT,
         env={**os.environ, "TMPDIR": str(temporary), **(environment or {})},
         stdout=subprocess.PIPE,
