@@ -3,22 +3,28 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check serve loadtest bench lock clean
+.PHONY: demo test check serve chaos loadtest bench lock clean
 
 demo: $(VENV)/ready
 	$(BIN)/python demo.py
 
+# Tests that need no service run side by side, one a core; those that time one do not.
 test: $(VENV)/ready
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not system" -n auto
+	$(BIN)/python -m pytest -m system
 
 check: $(VENV)/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not system"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not system" -n auto
 
 serve: $(VENV)/ready
 	$(BIN)/segserve serve --store model_store
+
+# Minutes of overload, kills and hostile clients, on the real service; needs nginx.
+chaos: $(VENV)/ready
+	$(BIN)/python -m pytest -m chaos -s
 
 loadtest: $(VENV)/ready
 	$(BIN)/python -m loadtest
@@ -36,7 +42,7 @@ $(VENV)/ready: requirements.lock pyproject.toml
 	touch $@
 
 lock:
-	$(BIN)/uv pip compile pyproject.toml --extra train --extra dev --generate-hashes --no-emit-index-url --python-version 3.11 --quiet --output-file requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --extra train --extra openvino-export --extra dev --generate-hashes --no-emit-index-url --python-version 3.11 --quiet --output-file requirements.lock
 
 clean:
 	rm -rf $(VENV) runs build

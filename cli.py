@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, TypeAlias, get_args
 from pydantic import ValidationError
 
 from segserve.settings import explain
-from segserve.spec import Aggregate, Plan
+from segserve.spec import Aggregate, EngineName, Plan
 
 if TYPE_CHECKING:
     from segserve.artifact import Artifact
     from segserve.predictor import Predictor
+    from segserve.spec import ModelSpec
     from training.config import Recipe
 
 Command = Callable[[argparse.Namespace], int]
@@ -129,22 +130,38 @@ def _evaluate(given: argparse.Namespace) -> int:
 
 
 def _export(given: argparse.Namespace) -> int:
-    from training.export import export_run
+    from segserve.artifact import SPEC, load_artifact
+    from training.export import add_engine, export_run
 
-    artifact = export_run(given.run, given.out, calibrate=not given.no_calibration)
+    if not (given.run / SPEC).is_file():
+        artifact = export_run(given.run, given.out, calibrate=not given.no_calibration, engine=given.engine)
+    elif given.engine == "torch":
+        raise ValueError(
+            f"expected a run, or --engine for the artifact {given.run}, which has torch: name another engine"
+        )
+    else:
+        artifact = add_engine(load_artifact(given.run), given.out, engine=given.engine)
     spec = artifact.spec
     print(
         f"{artifact.path}: {spec.name}, temperature {spec.calibration.temperature:.3g}, digest {artifact.digest[:12]}; "
         f"next: segserve package {artifact.path}"
     )
+    _print_engine(spec)
     return 0
+
+
+def _print_engine(spec: "ModelSpec") -> None:
+    if spec.engine:
+        print(f"{spec.engine.name}: {spec.engine.certificate.sentence()}")
 
 
 def _package(given: argparse.Namespace) -> int:
     from handlers.archive import package
+    from segserve.artifact import read_spec
 
     archive = package(given.artifact, name=given.name, version=given.version, store=given.store)
     print(f"{archive}: {archive.stat().st_size / 2**20:.0f} MiB; next: segserve serve --store {given.store}")
+    _print_engine(read_spec(given.artifact))
     return 0
 
 
@@ -166,11 +183,12 @@ def _predict(given: argparse.Namespace) -> int:
 
 def _load(path: Path) -> "tuple[Artifact, Predictor]":
     from segserve.artifact import check_example, load_artifact
-    from segserve.engines.torch_engine import TorchEngine, best_device
+    from segserve.choice import build_engine
+    from segserve.engines.torch_engine import best_device
     from segserve.predictor import build_predictor
 
     artifact = load_artifact(path)
-    predictor = build_predictor(artifact.spec, TorchEngine(artifact.network, device=best_device()))
+    predictor = build_predictor(artifact.spec, build_engine(artifact, device=best_device()))
     check_example(artifact, predictor)
     return artifact, predictor
 
@@ -331,10 +349,12 @@ def _add_training(commands: Commands) -> None:
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the scores there, too")
     evaluate.add_argument("--html", type=Path, metavar="FILE", help="write a page with charts and samples there")
 
-    export = _add(commands, "export", _export, "run -> artifact")
-    export.add_argument("run", type=Path, metavar="RUN")
+    export = _add(commands, "export", _export, "run -> artifact; or an artifact's engine")
+    export.add_argument("run", type=Path, metavar="RUN", help="or an artifact, to give it an engine")
     export.add_argument("--out", type=Path, required=True, metavar="ARTIFACT")
     export.add_argument("--no-calibration", action="store_true", help="keep temperature 1 instead of fitting it on val")
+    engines = ("torch", *get_args(EngineName))
+    export.add_argument("--engine", choices=engines, default="torch", help="for the CPU, beside torch; docs/engines.md")
 
 
 def _add_flywheel(commands: Commands) -> None:

@@ -10,20 +10,22 @@ import os
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, cast, get_args
 
 import torch
 
 from segserve.api import Request, Response
 from segserve.artifact import check_example, load_artifact
-from segserve.engines.torch_engine import TorchEngine
+from segserve.choice import Choice, build_engine
 from segserve.predictor import build_predictor
 from segserve.service import Service
-from segserve.spec import Task
+from segserve.spec import ServingSpec, Task
 
 ARTIFACT_FOLDER = "artifact"
 DRAIN_FLAG = "SEGSERVE_DRAIN_FLAG"
 """Environment variable: the file whose existence says that the service is being stopped."""
+ENGINE = "SEGSERVE_ENGINE"
+"""Environment variable: the engine to take for every model, whatever its spec says."""
 
 
 class Context(Protocol):
@@ -52,8 +54,9 @@ class Adapter:
             raise ValueError(
                 f"expected an artifact for {self.task}, but got one for {artifact.spec.task}: package it again"
             )
-        _share_cores(artifact.spec.serving.workers)
-        predictor = build_predictor(artifact.spec, TorchEngine(artifact.network, device=_device(context)))
+        _share_cores(artifact.spec.serving)
+        engine = build_engine(artifact, device=_device(context), choice=_engine_asked())
+        predictor = build_predictor(artifact.spec, engine)
         check_example(artifact, predictor)
         version = str(context.manifest["model"]["modelVersion"])
         self.service = Service(artifact, predictor, name=context.model_name, version=version)
@@ -94,10 +97,19 @@ def _device(context: Context) -> torch.device:
     return torch.device("cpu") if gpu is None or not torch.cuda.is_available() else torch.device("cuda", int(gpu))
 
 
-def _share_cores(workers: int) -> None:
-    """Workers of one model do not fight for the same cores."""
-    if workers > 1:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers))
+def _share_cores(serving: ServingSpec) -> None:
+    """Workers of one model do not fight for the same cores; engines take as many threads as torch has."""
+    if serving.threads is not None:
+        torch.set_num_threads(serving.threads)
+    elif serving.workers > 1:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // serving.workers))
+
+
+def _engine_asked() -> Choice | None:
+    asked = os.environ.get(ENGINE)
+    if asked is not None and asked not in get_args(Choice):
+        raise ValueError(f"expected {ENGINE} to be one of {', '.join(get_args(Choice))}, but got {asked!r}")
+    return cast(Choice | None, asked)
 
 
 def _draining() -> bool:

@@ -18,7 +18,7 @@ import handlers
 import segserve
 from handlers.adapter import ARTIFACT_FOLDER
 from segserve.artifact import Artifact, check_example, load_artifact
-from segserve.engines.torch_engine import TorchEngine
+from segserve.choice import build_engine
 from segserve.predictor import build_predictor
 from segserve.spec import ModelSpec
 
@@ -40,7 +40,7 @@ def package(artifact_path: Path, *, name: str | None = None, version: str = "1.0
         store: the folder for archives; made if missing.
     """
     artifact = load_artifact(artifact_path)
-    check_example(artifact, build_predictor(artifact.spec, TorchEngine(artifact.network)))
+    check_example(artifact, build_predictor(artifact.spec, build_engine(artifact, device="cpu")))
     name = name or artifact.spec.name
     store.mkdir(parents=True, exist_ok=True)
     target = store / f"{name}.mar"

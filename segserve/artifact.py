@@ -1,4 +1,5 @@
-"""An artifact is a trained model as a folder: `spec.json`, `weights.safetensors`, and one worked example.
+"""An artifact is a trained model as a folder: `spec.json`, `weights.safetensors`, and one worked example; for some also
+an `engine`, built from the weights, which then stay there for torch.
 
 The example is an image and the answer the predictor gave when the artifact was written. Whoever loads the artifact
 checks that the answer comes out again, so that a wrong weight, preprocessing or library shows before a client sees it.
@@ -6,6 +7,7 @@ checks that the answer comes out again, so that a wrong weight, preprocessing or
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -29,8 +31,8 @@ from segserve.predictor import ClassificationPredictor, Predictor, SegmentationP
 from segserve.settings import explain
 from segserve.spec import ModelSpec
 
-SPEC, WEIGHTS = "spec.json", "weights.safetensors"
-EXAMPLE_INPUT, EXAMPLE_MASK, EXAMPLE_LABELS = "example/input.png", "example/mask.png", "example/labels.json"
+SPEC, WEIGHTS, ENGINE_FOLDER = "spec.json", "weights.safetensors", "engine"
+EXAMPLE_INPUT = "example/input.png"
 
 MIN_AGREEMENT = 0.995
 """Least share of the example's pixels that must come out as stored."""
@@ -64,18 +66,31 @@ def save_artifact(path: Path, spec: ModelSpec, network: nn.Module, *, example_HW
     Returns:
         The artifact as loaded back from the disk, its example checked.
     """
-    if path.exists() and not (path / SPEC).is_file():
-        raise ValueError(f"expected {path} to be an artifact or not to exist, but it is something else: choose another")
     with replaced_folder(path) as folder:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
         save_file(tensors, folder / WEIGHTS)
-        spec = spec.model_copy(update={"weights_sha256": _sha256(folder / WEIGHTS)})
-        (folder / SPEC).write_text(spec.model_dump_json(indent=1) + "\n")
+        spec = spec.model_copy(update={"weights_sha256": sha256_of(folder / WEIGHTS)})
+        write_spec(folder, spec)
         artifact = load_artifact(folder)
         predictor = build_predictor(artifact.spec, TorchEngine(artifact.network))
-        _write_example(folder, predictor, example_HWC)
+        (folder / EXAMPLE_INPUT).parent.mkdir()
+        (folder / EXAMPLE_INPUT).write_bytes(encode_png(Image.fromarray(example_HWC)))
+        write_example_answer(folder, predictor)
         check_example(artifact, predictor)
     return replace(artifact, path=path)
+
+
+def write_spec(folder: Path, spec: ModelSpec) -> None:
+    """Put a spec in an artifact's folder, whole or not at all."""
+    with tempfile.NamedTemporaryFile("w", dir=folder, prefix=f".{SPEC}.", delete=False) as file:
+        try:
+            file.write(spec.model_dump_json(indent=1) + "\n")
+            os.chmod(file.name, 0o644)
+            file.close()
+            os.replace(file.name, folder / SPEC)
+        except BaseException:
+            os.unlink(file.name)
+            raise
 
 
 def load_artifact(path: Path) -> Artifact:
@@ -84,31 +99,39 @@ def load_artifact(path: Path) -> Artifact:
     Raises:
         ValueError: the folder is no artifact, its spec is wrong, or its weights are not those the spec names.
     """
-    if not (path / SPEC).is_file():
-        raise ValueError(f"expected an artifact, but {path} has no {SPEC}: make one with `segserve export`")
-    text = (path / SPEC).read_bytes()
-    try:
-        spec = ModelSpec.model_validate_json(text)
-    except ValidationError as error:
-        raise ValueError(f"{path / SPEC}: {explain(error)}") from None
+    spec = read_spec(path)
     network = build_network(spec.network, task=spec.task, num_classes=spec.num_classes)
     _load_weights(path, spec, network)
-    return Artifact(path=path, spec=spec, network=network, digest=hashlib.sha256(text).hexdigest())
+    for name, digest in spec.engine.files.items() if spec.engine else ():
+        _check_digest(path / ENGINE_FOLDER / name, digest)
+    return Artifact(path=path, spec=spec, network=network, digest=sha256_of(path / SPEC))
+
+
+def read_spec(path: Path) -> ModelSpec:
+    """The spec alone of an artifact; a ValueError says that the folder is none, or what is wrong in it."""
+    if not (path / SPEC).is_file():
+        raise ValueError(f"expected an artifact, but {path} has no {SPEC}: make one with `segserve export`")
+    try:
+        return ModelSpec.model_validate_json((path / SPEC).read_bytes())
+    except ValidationError as error:
+        raise ValueError(f"{path / SPEC}: {explain(error)}") from None
 
 
 def _load_weights(path: Path, spec: ModelSpec, network: Network) -> None:
     weights = path / WEIGHTS
-    if not weights.is_file():
-        raise ValueError(f"expected the artifact's weights, but {weights} is missing: export the run again")
-    found = _sha256(weights)
-    if found != spec.weights_sha256:
-        raise ValueError(
-            f"expected {weights} to have SHA-256 {spec.weights_sha256}, but it has {found}: export the run again"
-        )
+    _check_digest(weights, spec.weights_sha256)
     try:
         network.load_state_dict(load_file(weights))
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"expected {weights} to fit {spec.network.encoder}, but it does not: {error}") from error
+
+
+def _check_digest(file: Path, expected: str) -> None:
+    if not file.is_file():
+        raise ValueError(f"expected the artifact's {file.stem}, but {file} is missing: export the run again")
+    found = sha256_of(file)
+    if found != expected:
+        raise ValueError(f"expected {file} to have SHA-256 {expected}, but it has {found}: export the run again")
 
 
 def check_example(artifact: Artifact, predictor: Predictor) -> float:
@@ -120,8 +143,7 @@ def check_example(artifact: Artifact, predictor: Predictor) -> float:
     Raises:
         ExampleMismatch: less than `MIN_AGREEMENT`, or more than `MAX_PROBABILITY_SHIFT`.
     """
-    with Image.open(artifact.path / EXAMPLE_INPUT) as image:
-        query = Query(image_HWC=np.asarray(image.convert("RGB")))
+    query = _example_query(artifact.path)
     if isinstance(predictor, SegmentationPredictor):
         agreement, least = _mask_agreement(artifact, predictor, query), MIN_AGREEMENT
     else:
@@ -135,38 +157,57 @@ def check_example(artifact: Artifact, predictor: Predictor) -> float:
 
 
 def _mask_agreement(artifact: Artifact, predictor: SegmentationPredictor, query: Query) -> float:
-    with Image.open(artifact.path / EXAMPLE_MASK) as stored:
+    with Image.open(artifact.path / _example_answer(predictor)) as stored:
         stored_HW = np.asarray(stored)
     mask_HW = predictor.predict([query])[0].mask_HW
     return float((mask_HW == stored_HW).mean()) if mask_HW.shape == stored_HW.shape else 0.0
 
 
 def _label_agreement(artifact: Artifact, predictor: ClassificationPredictor, query: Query) -> float:
-    stored_K = np.asarray(json.loads((artifact.path / EXAMPLE_LABELS).read_text()), dtype=np.float32)
+    stored_K = np.asarray(json.loads((artifact.path / _example_answer(predictor)).read_text()), dtype=np.float32)
     probs_K = predictor.predict([query])[0].probs_K
     return float(1 - np.abs(probs_K - stored_K).max()) if probs_K.shape == stored_K.shape else 0.0
 
 
-def _write_example(folder: Path, predictor: Predictor, example_HWC: NDArray[np.uint8]) -> None:
-    (folder / EXAMPLE_INPUT).parent.mkdir()
-    (folder / EXAMPLE_INPUT).write_bytes(encode_png(Image.fromarray(example_HWC)))
-    query = Query(image_HWC=example_HWC)
+def _example_answer(predictor: Predictor) -> str:
+    """Where the answer to the example is: int8's differs from torch's, so that each engine has its own."""
+    engine = predictor.engine.name
+    suffix = "" if engine == TorchEngine.name else f"-{engine}"
+    kind = f"mask{suffix}.png" if isinstance(predictor, SegmentationPredictor) else f"labels{suffix}.json"
+    return f"example/{kind}"
+
+
+def write_example_answer(folder: Path, predictor: Predictor) -> None:
+    """Store what a predictor says of the example in an artifact's folder, as right for its engine."""
+    query, answer = _example_query(folder), folder / _example_answer(predictor)
     if isinstance(predictor, SegmentationPredictor):
         mask_HW = predictor.predict([query])[0].mask_HW
-        (folder / EXAMPLE_MASK).write_bytes(encode_index_png(mask_HW, predictor.spec.classes))
+        answer.write_bytes(encode_index_png(mask_HW, predictor.spec.classes))
     else:
         probs_K = predictor.predict([query])[0].probs_K
-        (folder / EXAMPLE_LABELS).write_text(json.dumps([round(float(p), 6) for p in probs_K]) + "\n")
+        answer.write_text(json.dumps([round(float(p), 6) for p in probs_K]) + "\n")
 
 
-def _sha256(path: Path) -> str:
+def _example_query(folder: Path) -> Query:
+    with Image.open(folder / EXAMPLE_INPUT) as image:
+        return Query(image_HWC=np.asarray(image.convert("RGB")))
+
+
+def sha256_of(path: Path) -> str:
+    """The digest of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
 def replaced_folder(path: Path) -> Iterator[Path]:
-    """A new folder beside `path` that takes its place when the block ends well, and vanishes when it does not."""
+    """A new folder beside `path` that takes its place when the block ends well, and vanishes when it does not.
+
+    Raises:
+        ValueError: `path` is there and no artifact.
+    """
+    if path.exists() and not (path / SPEC).is_file():
+        raise ValueError(f"expected {path} to be an artifact or not to exist, but it is something else: choose another")
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     folder.chmod(0o755)

@@ -42,6 +42,8 @@ Aggregate = Literal["mean", "logits", "max", "vote"]
 """How the views' answers are joined, see `segserve.tta`."""
 Measure = Literal["entropy", "mutual-information", "disagreement"]
 """What an uncertainty map shows, see `segserve.tta`."""
+EngineName = Literal["openvino", "openvino-int8"]
+"""Engines that are built from the weights at export; `torch` runs the weights themselves, everywhere."""
 Color = tuple[int, int, int]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -141,6 +143,64 @@ class ServingSpec(Settings):
     workers: int = Field(default=1, ge=1)
     max_seconds: int = Field(default=100, ge=1)
     """No forward pass is begun for a request that arrived longer ago; it gets 504."""
+    engine: Literal["auto", "torch", EngineName] = "auto"
+    """`auto`: the exported engine where there is one, it is installed and there is no GPU; else torch."""
+    threads: int | None = Field(default=None, ge=1)
+    """Of one worker; None: the cores, shared out among the workers."""
+
+
+class Certificate(Settings):
+    """What an exported engine answers differently from torch in float32, and how fast both are.
+
+    Measured by the predictor's own path on a split that the weights were not trained on; `segserve export` writes none
+    for an engine that loses too much.
+    """
+
+    split: str
+    num_images: int = Field(ge=1)
+    score: Literal["miou", "accuracy"]
+    """What the next two are, 0 to 1."""
+    torch_score: float
+    engine_score: float
+    agreement: float
+    """Share of pixels, or of labelled images, that get the same class; 0 to 1."""
+    max_probability_shift: float
+    """Largest difference of a class's probability at any pixel, or of any label; 0 to 1."""
+    torch_images_per_second: float
+    """Of the forward pass, on the CPU, as is the next one: the medians of alternating batches."""
+    engine_images_per_second: float
+    machine: str
+    """Processor, threads and versions."""
+    date: str
+    """YYYY-MM-DD."""
+
+    def sentence(self) -> str:
+        """All of it, for a terminal."""
+        ratio = self.engine_images_per_second / self.torch_images_per_second
+        return (
+            f"{self.score} {self.engine_score:.4f} (torch {self.torch_score:.4f}), agreement {self.agreement:.2%}, "
+            f"probabilities within {self.max_probability_shift:.3f}, {self.num_images} images of {self.split}; "
+            f"{self.engine_images_per_second:.1f} images/s, {ratio:.2f} times torch's "
+            f"({self.machine}, {self.date})"
+        )
+
+
+class EngineSpec(Settings):
+    """An engine that was built from the weights and lies beside them; torch can always run these instead."""
+
+    name: EngineName
+    files: dict[str, str] = Field(min_length=1)
+    """SHA-256 of each, by its name in the artifact's folder `engine`."""
+    least_side: int = Field(default=1, ge=1)
+    """Images with a shorter side are filled up to it by repeating the last pixel."""
+    certificate: Certificate
+
+    @field_validator("files")
+    @classmethod
+    def _names_have_no_folder(cls, files: dict[str, str]) -> dict[str, str]:
+        if any("/" in name or name.startswith(".") for name in files):
+            raise ValueError(f"expected plain file names, but got {sorted(files)}")
+        return files
 
 
 class Provenance(Settings):
@@ -171,6 +231,8 @@ class ModelSpec(Settings):
     provenance: Provenance
     weights_sha256: str = ""
     """Filled in when the artifact is written."""
+    engine: EngineSpec | None = None
+    """None: torch is the only one."""
 
     @model_validator(mode="after")
     def _ids_are_indices(self) -> Self:

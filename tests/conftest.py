@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from segserve.artifact import Artifact, save_artifact
-from segserve.networks import build_network
+from segserve.networks import Network, build_network
 from segserve.spec import ClassSpec, ModelSpec, NetworkSpec, PreprocessSpec, Provenance, Task
 from training.config import Recipe
+from training.openvino_model import write_model
 
 SHARED_DATA = Path(__file__).resolve().parents[1] / "../shared/data"
 
@@ -36,17 +37,21 @@ def tiny_spec(task: Task) -> ModelSpec:
     )
 
 
-def _tiny_artifact(path: Path, task: Task) -> Artifact:
+def lively_network(spec: ModelSpec) -> Network:
     """Random weights; one step in training mode gives batch norm statistics that fit them, so that answers vary."""
     torch.manual_seed(0)
-    spec = tiny_spec(task)
-    network = build_network(spec.network, task=task, num_classes=spec.num_classes)
+    network = build_network(spec.network, task=spec.task, num_classes=spec.num_classes)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
     with torch.no_grad():
         network(torch.randn(8, 3, 64, 64))
-    return save_artifact(path, spec, network, example_HWC=random_image(48, 64))
+    return network
+
+
+def _tiny_artifact(path: Path, task: Task) -> Artifact:
+    spec = tiny_spec(task)
+    return save_artifact(path, spec, lively_network(spec), example_HWC=random_image(48, 64))
 
 
 def random_image(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -124,6 +129,14 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 def labels_artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """The same for classification."""
     return _tiny_artifact(tmp_path_factory.mktemp("artifacts") / "classification", "classification")
+
+
+@pytest.fixture(scope="session")
+def openvino_model(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The segmentation artifact's network as an OpenVINO model, in float32."""
+    file = tmp_path_factory.mktemp("openvino") / "model.xml"
+    assert write_model(file, artifact.network, "openvino", []) == 1
+    return file
 
 
 @pytest.fixture(scope="session")

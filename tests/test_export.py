@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 from typing import get_args
 
@@ -10,21 +11,34 @@ from PIL import Image
 from torch import Tensor
 
 from cli import main
-from segserve.artifact import Artifact, check_example, load_artifact
+from segserve.artifact import Artifact, check_example, load_artifact, save_artifact
+from segserve.choice import build_engine
 from segserve.engines.torch_engine import TorchEngine
 from segserve.predictor import build_predictor
 from segserve.preprocess import normalise, to_tensor
-from segserve.spec import CalibrationSpec, ModelSpec, Task
-from tests.conftest import ToyEngine, random_image
+from segserve.spec import CalibrationSpec, EngineName, ModelSpec, Task
+from tests.conftest import ToyEngine, lively_network, random_image, tiny_spec
 from training import export
 from training.calibration import joined, probability_scores
 from training.config import Recipe
+from training.data import data_digest
 from training.engine import train
 from training.evaluate import evaluate
 from training.export import calibrated, export_run, held_out_logits
 from training.layouts import Dataset, open_dataset
+from training.learner import TRAINED_ON
+from training.openvino_model import CalibrationImages
 from training.run import Run
 from training.synthetic import write_classification_set, write_segmentation_set
+
+RECIPE = {
+    "name": "small",
+    "network": {"encoder": "resnet18"},
+    "preprocess": {"working_side": 32},
+    "augment": {"crop": [32, 32]},
+    "optim": {"epochs": 1, "batch_size": 4, "learning_rate": 1e-3},
+    "serving": {"batch_size": 3},
+}
 
 
 @pytest.fixture(scope="module", params=get_args(Task))
@@ -33,18 +47,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     root = tmp_path_factory.mktemp("export")
     write = write_segmentation_set if request.param == "segmentation" else write_classification_set
     write(root / "data", seed=0, num_train=4, num_val=4, side=32)
-    recipe = Recipe.model_validate(
-        {
-            "name": "small",
-            "task": request.param,
-            "data": {"root": root / "data"},
-            "network": {"encoder": "resnet18"},
-            "preprocess": {"working_side": 32},
-            "augment": {"crop": [32, 32]},
-            "optim": {"epochs": 1, "batch_size": 4, "learning_rate": 1e-3},
-            "serving": {"batch_size": 3},
-        }
-    )
+    recipe = Recipe.model_validate({**RECIPE, "task": request.param, "data": {"root": root / "data"}})
     return train(recipe, run_dir=root / "run")
 
 
@@ -218,3 +221,83 @@ def test_an_unfinished_run_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no recipe.json: make one with `segserve train`"):
         export_run(tmp_path, tmp_path / "artifact")
     assert not (tmp_path / "artifact").exists()
+
+
+def files(path: Path) -> dict[str, bytes]:
+    return {file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+def test_an_engine_lies_beside_the_weights_with_its_certificate(
+    run: Path, exported: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(run), "--out", str(tmp_path / "artifact"), "--engine", "openvino"]) == 0
+    artifact = load_artifact(tmp_path / "artifact")
+    engine = artifact.spec.engine
+    assert engine is not None
+    assert engine.name == "openvino"
+    assert f"openvino: {engine.certificate.sentence()}" in capsys.readouterr().out
+    assert engine.certificate.num_images == 4
+    assert engine.certificate.agreement > 0.99
+    assert engine.certificate.max_probability_shift < 0.01
+    assert artifact.spec.model_copy(update={"engine": None}) == exported.spec
+    answer = "mask-openvino.png" if artifact.spec.task == "segmentation" else "labels-openvino.json"
+    plain, found = files(exported.path), files(artifact.path)
+    assert set(found) == {*plain, "engine/model.xml", "engine/model.bin", f"example/{answer}"}
+    assert all(found[name] == content for name, content in plain.items() if name != "spec.json")
+    assert check_example(artifact, build_predictor(artifact.spec, build_engine(artifact, device="cpu"))) > 0.99
+    assert [path.name for path in tmp_path.iterdir()] == ["artifact"]
+    with (artifact.path / "engine/model.bin").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(ValueError, match=rf"expected .*model\.bin to have SHA-256 {engine.files['model.bin']}, but it"):
+        load_artifact(artifact.path)
+    (artifact.path / "engine/model.bin").unlink()
+    with pytest.raises(ValueError, match=r"expected the artifact's model, but .*model\.bin is missing: export the run"):
+        load_artifact(artifact.path)
+
+
+@pytest.fixture
+def varied(tmp_path: Path) -> Artifact:
+    """A segmentation artifact whose answers vary from pixel to pixel, and which names a data set that is there."""
+    data = tmp_path / "data"
+    write_segmentation_set(data, seed=0, num_train=4, num_val=4, side=32)
+    dataset = open_dataset(data, "segmentation")
+    recipe = {**RECIPE, "task": "segmentation", "data": {"root": str(data)}}
+    provenance = {"recipe": recipe, "data_digest": data_digest(dataset, TRAINED_ON)}
+    spec = tiny_spec("segmentation")
+    spec = spec.model_copy(
+        update={"classes": dataset.classes, "provenance": spec.provenance.model_copy(update=provenance)}
+    )
+    return save_artifact(tmp_path / "plain", spec, lively_network(spec), example_HWC=random_image(32, 32))
+
+
+def test_a_ruined_quantisation_is_refused_and_nothing_is_written(
+    varied: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ranges that are a thousand times too small cut nearly every activation off."""
+    real = CalibrationImages.__iter__
+    monkeypatch.setattr(CalibrationImages, "__iter__", lambda images: (image / 1000 for image in real(images)))
+    before = files(tmp_path)
+    given = [str(varied.path), "--out", str(tmp_path / "artifact"), "--engine", "openvino-int8"]
+    assert main(["export", *given]) == 1
+    (sentence,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("segserve:")]
+    expected = (
+        r"segserve: expected openvino-int8 to lose at most 0\.5 points of miou .* on 4 images of val it loses .* take"
+    )
+    assert re.match(expected, sentence)
+    assert files(tmp_path) == before
+
+
+def test_an_artifact_has_torch_already(exported: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(exported.path), "--out", str(tmp_path / "artifact")]) == 2
+    assert "expected a run, or --engine for the artifact" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("package", "engine"), [("openvino", "openvino"), ("nncf", "openvino-int8")])
+def test_what_an_engine_needs_is_named(
+    package: str, engine: EngineName, exported: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "find_spec", lambda name: None if name == package else object())
+    words = rf"expected the package {package} to build {engine}, but it is not installed: `pip install segserve\[open"
+    with pytest.raises(ValueError, match=words):
+        export.add_engine(exported, tmp_path / "artifact", engine=engine)
+    assert list(tmp_path.iterdir()) == []

@@ -29,7 +29,14 @@ GOLDEN = {
         "std": [0.229, 0.224, 0.225],
     },
     "calibration": {"temperature": 1.0, "split": None},
-    "serving": {"batch_size": 8, "max_batch_delay_ms": 5, "workers": 1, "max_seconds": 100},
+    "serving": {
+        "batch_size": 8,
+        "max_batch_delay_ms": 5,
+        "workers": 1,
+        "max_seconds": 100,
+        "engine": "auto",
+        "threads": None,
+    },
     "provenance": {
         "data_digest": "d1",
         "recipe": {"epochs": 3, "loss": {"dice": 0.5}},
@@ -39,6 +46,24 @@ GOLDEN = {
         "selected_on": None,
     },
     "weights_sha256": "e3b0",
+    "engine": {
+        "name": "openvino-int8",
+        "files": {"model.xml": "a1", "model.bin": "b2"},
+        "least_side": 1,
+        "certificate": {
+            "split": "val",
+            "num_images": 20,
+            "score": "miou",
+            "torch_score": 0.71,
+            "engine_score": 0.708,
+            "agreement": 0.995,
+            "max_probability_shift": 0.12,
+            "torch_images_per_second": 8.0,
+            "engine_images_per_second": 32.0,
+            "machine": "EPYC, 2 threads",
+            "date": "2026-11-24",
+        },
+    },
 }
 """What is on disk beside weights that people keep: a change here needs a new schema version."""
 
@@ -71,6 +96,7 @@ def test_what_may_be_left_out() -> None:
         "network": {"architecture": None, "encoder": "resnet50", "encoder_weights": "none"},
         "ignore_index": None,
         "weights_sha256": "",
+        "engine": None,
     }
 
 
@@ -116,6 +142,11 @@ def test_every_part_is_frozen(part: str) -> None:
         ("classes", [GOLDEN["classes"][0]], "at least 2"),
         ("classes", [{"id": i, "name": str(i), "color": [0, 0, 0]} for i in range(256)], "at most 255"),
         ("serving.batch_size", 0, "expected 'serving.batch_size' to be greater than or equal to 1, but got 0"),
+        ("serving.engine", "tensorrt", "to be 'auto', 'torch', 'openvino' or 'openvino-int8', but got 'tensorrt'"),
+        ("serving.threads", 0, "expected 'serving.threads' to be greater than or equal to 1, but got 0"),
+        ("engine.name", "torch", "expected 'engine.name' to be 'openvino' or 'openvino-int8', but got 'torch'"),
+        ("engine.files", {}, "'engine.files'"),
+        ("engine.files", {"../weights.bin": "a1"}, "expected plain file names, but got ['../weights.bin']"),
     ],
 )
 def test_a_wrong_spec_is_refused_with_the_reason(path: str, value: object, words: str) -> None:
@@ -136,11 +167,21 @@ def test_a_deviation_that_cannot_be_divided_by_is_refused(value: float) -> None:
     assert "preprocess.std.1" in explain(caught.value)
 
 
-def test_a_spec_from_before_windows_and_calibration_means_what_it_meant() -> None:
-    old = json.loads(json.dumps(GOLDEN))
+def test_a_spec_from_before_windows_calibration_and_engines_means_what_it_meant() -> None:
+    old = changed("engine", None)
+    new = ModelSpec.model_validate(old)
     del old["calibration"], old["preprocess"]["overlap"], old["serving"]["max_seconds"]
-    del old["provenance"]["selected_on"]
-    assert ModelSpec.model_validate(old) == ModelSpec.model_validate(GOLDEN)
+    del old["provenance"]["selected_on"], old["engine"], old["serving"]["engine"], old["serving"]["threads"]
+    assert ModelSpec.model_validate(old) == new
+
+
+def test_a_certificate_says_what_was_lost_and_gained() -> None:
+    engine = ModelSpec.model_validate(GOLDEN).engine
+    assert engine is not None
+    assert engine.certificate.sentence() == (
+        "miou 0.7080 (torch 0.7100), agreement 99.50%, probabilities within 0.120, 20 images of val; "
+        "32.0 images/s, 4.00 times torch's (EPYC, 2 threads, 2026-11-24)"
+    )
 
 
 @pytest.mark.parametrize("task", ["segmentation", "classification"])

@@ -1,22 +1,37 @@
-"""Turn a finished run into an artifact.
+"""Turn a finished run into an artifact, and give an artifact an engine.
 
 Dimensions: N pixels or images, K classes, H, W.
 """
 
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from segserve.artifact import Artifact, save_artifact
+from segserve.artifact import (
+    ENGINE_FOLDER,
+    Artifact,
+    check_example,
+    load_artifact,
+    replaced_folder,
+    save_artifact,
+    sha256_of,
+    write_example_answer,
+    write_spec,
+)
 from segserve.engines.torch_engine import TorchEngine, best_device
 from segserve.networks import build_network, served_weights
 from segserve.prediction import Query, SegmentationPrediction
 from segserve.predictor import Engine, build_predictor
-from segserve.spec import CalibrationSpec, ModelSpec
+from segserve.spec import CalibrationSpec, EngineName, EngineSpec, ModelSpec
 from training.calibration import ProbabilityScores, cross_fitted, fit_temperature, joined, probability_scores
 from training.config import Recipe
 from training.data import IGNORE, data_digest, load_sample, read_image
@@ -26,6 +41,8 @@ from training.layouts import Dataset, open_dataset
 from training.learner import TRAINED_ON
 from training.run import EXAMPLE, SCORES, Run
 
+Engines = Literal["torch", EngineName]
+
 FITTED_ON = "val"
 MOST_PIXELS = 20_000
 """Of one image; those around them say much the same."""
@@ -34,7 +51,7 @@ READ_AT = 4.0
 LEAST_FLOAT16 = 2.0**-24
 
 
-def export_run(run_dir: Path, out: Path, *, calibrate: bool = True) -> Artifact:
+def export_run(run_dir: Path, out: Path, *, calibrate: bool = True, engine: Engines = "torch") -> Artifact:
     """Write the artifact of a run: its resulting weights, the spec with the val scores, an image of val as the example.
 
     Args:
@@ -42,9 +59,11 @@ def export_run(run_dir: Path, out: Path, *, calibrate: bool = True) -> Artifact:
         out: the artifact's folder; an artifact that is there already is replaced.
         calibrate: fit the temperature on the val split. Where the data set is not there any more, or has changed, it
             stays 1, and stderr says so.
+        engine: to build, beside torch.
 
     Raises:
-        ValueError: the run is not there or not finished, or `out` is something else than an artifact.
+        ValueError: the run is not there or not finished, or `out` is something else than an artifact; or what
+            `add_engine` raises.
     """
     run = Run(run_dir)
     recipe, checkpoint = run.recipe(), run.load()
@@ -58,12 +77,67 @@ def export_run(run_dir: Path, out: Path, *, calibrate: bool = True) -> Artifact:
     network.load_state_dict(served_weights(checkpoint.result))
     if calibrate:
         try:
-            dataset = _dataset_of(recipe, spec)
+            dataset = _dataset_of(recipe, spec, purpose="fit it on")
         except ValueError as error:
             _say_stays(str(error))
         else:
             spec = calibrated(spec, TorchEngine(network, device=best_device()), dataset)
-    return save_artifact(out, spec, network, example_HWC=read_image(run_dir / EXAMPLE))
+    example_HWC = read_image(run_dir / EXAMPLE)
+    if engine == "torch":
+        return save_artifact(out, spec, network, example_HWC=example_HWC)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+        plain = save_artifact(Path(folder) / "artifact", spec, network, example_HWC=example_HWC)
+        return add_engine(plain, out, engine=engine)
+
+
+def add_engine(artifact: Artifact, out: Path, *, engine: EngineName) -> Artifact:
+    """Write an artifact anew with an engine built from its weights, and with the certificate of what that changes.
+
+    Args:
+        artifact: what to start from; an engine that it has already is left out.
+        out: the artifact's folder, which may be the same; an artifact that is there already is replaced.
+        engine: which.
+
+    Raises:
+        ValueError: packages are missing, the data set is not that of the run any more, or the network cannot be
+            converted; nothing is written then.
+        training.certificate.EngineRefused: the engine loses too much; nothing is written either.
+    """
+    _check_installed(engine)
+    # The packages are optional.
+    from segserve.engines.openvino_engine import OpenVINOEngine
+    from training.certificate import certify, refuse_losses
+    from training.openvino_model import CalibrationImages, write_model
+
+    spec = artifact.spec
+    recipe = Recipe.model_validate(spec.provenance.recipe)
+    dataset = _dataset_of(recipe, spec, purpose=f"measure {engine} on")
+    with replaced_folder(out) as folder:
+        shutil.copytree(artifact.path, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(ENGINE_FOLDER))
+        model = folder / ENGINE_FOLDER / "model.xml"
+        model.parent.mkdir()
+        least_side = write_model(model, artifact.network, engine, CalibrationImages(dataset, spec))
+        exported = OpenVINOEngine(model, name=engine, least_side=least_side)
+        certificate = certify(spec, artifact.network, exported, dataset)
+        refuse_losses(certificate, name=engine)
+        files = {file.name: sha256_of(file) for file in sorted(model.parent.iterdir())}
+        written = EngineSpec(name=engine, files=files, least_side=least_side, certificate=certificate)
+        write_spec(folder, spec.model_copy(update={"engine": written}))
+        predictor = build_predictor(spec, exported)
+        write_example_answer(folder, predictor)
+        result = load_artifact(folder)
+        check_example(result, predictor)
+    return replace(result, path=out)
+
+
+def _check_installed(engine: EngineName) -> None:
+    for package in ("openvino", "nncf") if engine == "openvino-int8" else ("openvino",):
+        if find_spec(package) is None:
+            raise ValueError(
+                f"expected the package {package} to build {engine}, but it is not installed: "
+                "`pip install segserve[openvino-export]`"
+            )
 
 
 def with_scores(spec: ModelSpec, scores: dict[str, float]) -> ModelSpec:
@@ -74,16 +148,16 @@ def with_scores(spec: ModelSpec, scores: dict[str, float]) -> ModelSpec:
     )
 
 
-def _dataset_of(recipe: Recipe, spec: ModelSpec) -> Dataset:
+def _dataset_of(recipe: Recipe, spec: ModelSpec, *, purpose: str) -> Dataset:
     """The data set the run was made with; a ValueError says why it cannot be had."""
     root = recipe.data.root
     if not root.is_dir():
-        raise ValueError(f"expected the run's data set at {root} to fit it on, but there is none: export where it is")
+        raise ValueError(f"expected the run's data set at {root} to {purpose}, but there is none: export where it is")
     dataset = open_dataset(root, recipe.task, layout=recipe.data.layout)
     if recipe.pseudo is not None:
         dataset = with_round(dataset, recipe.pseudo.round)
     if data_digest(dataset, TRAINED_ON) != spec.provenance.data_digest:
-        raise ValueError(f"expected the run's data set at {root} to fit it on, but it has changed: bring it back")
+        raise ValueError(f"expected the run's data set at {root} to {purpose}, but it has changed: bring it back")
     return dataset
 
 
