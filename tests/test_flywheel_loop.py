@@ -1,6 +1,7 @@
 """The loop with a real, tiny training: ends before the first round, goes on after a review, and leaves a report."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ from training.flywheel.round import Round
 from training.run import Run
 from training.synthetic import write_segmentation_set
 
+PAGE = (Path(__file__).resolve().parents[1] / "docs/flywheel.md").read_text()
 RECIPE = """
-name = "small"
+name = "cells"
 task = "segmentation"
 data.root = "set"
 network.encoder = "mobilenet_v3_large"
@@ -30,13 +32,14 @@ def test_a_loop_goes_on_after_a_review(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_segmentation_set(tmp_path / "set", seed=0, num_train=2, num_val=8, side=32)
-    (tmp_path / "new").mkdir()
+    (tmp_path / "data/unlabelled").mkdir(parents=True)
     for index in range(3):
-        Image.fromarray(random_image(32, 32, seed=index)).save(tmp_path / f"new/{index}.png")
-    (tmp_path / "small.toml").write_text(RECIPE)
-    command = ["loop", "small.toml", "new", "--tta", "none", "--precision", "0", "--least-churn", "0"]
+        Image.fromarray(random_image(32, 32, seed=index)).save(tmp_path / f"data/unlabelled/{index}.png")
+    (tmp_path / "cells.toml").write_text(RECIPE)
+    (line,) = re.findall(r"^\.venv/bin/segserve (loop .*) --rounds 2$", PAGE, flags=re.MULTILINE)
+    command = [*line.split(), "--tta", "none", "--precision", "0", "--least-churn", "0"]
     assert main([*command, "--rounds", "0", "--most-drift", "1"]) == 0
-    out = tmp_path / "runs/small-loop"
+    out = tmp_path / "runs/cells-loop"
     first = Round(out / "round-1")
     assert sorted(first.entries()) == ["0", "1", "2"]
     decisions = {
@@ -55,7 +58,7 @@ def test_a_loop_goes_on_after_a_review(
     recipes = [Run(out / f"model-{number}/run").recipe() for number in (0, 1)]
     assert recipes[0].pseudo is None
     assert recipes[1].pseudo is not None and recipes[1].pseudo.cutout == 0.25
-    assert recipes[1].pseudo.round == Path("runs/small-loop/round-1")
+    assert recipes[1].pseudo.round == Path("runs/cells-loop/round-1")
     second = Round(out / "round-2").order
     assert second.number == 2 and second.thresholds.good_iou == first.order.thresholds.good_iou
     assert "2 of 3" in (out / "loop.html").read_text() or "3 of 3" in (out / "loop.html").read_text()
@@ -64,8 +67,8 @@ def test_a_loop_goes_on_after_a_review(
 def test_only_masks_have_loops(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "labels.csv").write_text("split,stem,label\nval,a,b\n")
     (tmp_path / "images/val").mkdir(parents=True)
-    (tmp_path / "small.toml").write_text(
+    (tmp_path / "cells.toml").write_text(
         RECIPE.replace("segmentation", "classification").replace("pseudo", "# pseudo").replace('"set"', f'"{tmp_path}"')
     )
-    assert main(["loop", str(tmp_path / "small.toml"), str(tmp_path)]) == 2
-    assert "expected a recipe for segmentation, but small is for classification" in capsys.readouterr().err
+    assert main(["loop", str(tmp_path / "cells.toml"), str(tmp_path)]) == 2
+    assert "expected a recipe for segmentation, but cells is for classification" in capsys.readouterr().err

@@ -92,9 +92,9 @@ def _detail() -> str:
     return (
         '<aside class="detail"><div id="detail"><h2><span id="name"></span><small id="guess"></small></h2>'
         '<div class="stack"><img id="large" alt="the image"><img id="large-mask" class="mask" alt="its mask"></div>'
-        f'<div class="actions">{actions}</div><div class="small"><figure><img id="plain" class="stack" width="100%" '
+        f'<div class="actions">{actions}</div><div class="small"><figure><img id="plain" class="stack" '
         'alt="the image without its mask"><figcaption>Image</figcaption></figure><figure><img id="views" class="stack" '
-        'width="100%" alt="share of the views that say something else"><figcaption>Where the views disagree'
+        'alt="share of the views that say something else"><figcaption>Where the views disagree'
         '</figcaption></figure></div><p class="note"><kbd>←</kbd> <kbd>→</kbd> move, <kbd>space</kbd> mask on and off. '
         'Faint pixels of a mask are not trained on.</p><table id="scores"></table></div>'
         '<p class="note" id="none" hidden>No image is chosen.</p></aside>'

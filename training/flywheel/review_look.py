@@ -52,6 +52,7 @@ main { display: grid; grid-template-columns: minmax(0, 1fr) minmax(340px, 42%); 
 .detail h2 small { color: var(--muted); font-weight: 400; font-size: 14px }
 .detail > div > .stack { margin: 0 auto }
 .small { display: grid; grid-template-columns: 1fr 1fr; gap: 8px; margin-top: 8px }
+.small img { width: auto; max-width: 100%; max-height: 23vh; display: block }
 figure { margin: 0 } figcaption { font-size: 13px; color: var(--muted); margin-top: 3px }
 .actions { display: flex; flex-wrap: wrap; gap: 8px; margin: 10px 0 }
 .actions button { flex: 1; padding: 8px 10px; border-width: 2px; font-weight: 600 }
