@@ -25,8 +25,9 @@ def test_thresholds_by_hand() -> None:
     assert found.relabel_below == 0.5, "of the four below it, one is good"
     assert [found.verdict(score) for score in (0.5, 0.49, 0.9)] == ["accept", "relabel", "accept"]
     assert found.sentence == (
-        "masks are accepted from a expected_iou of 0.5000 on: so are 6 of 10 held-out images, of which 5 (83%, target "
-        "80%) are good; good is a mean IoU of 0.750 or more, as 6 of 10 are; below 0.5000 they are to be labelled anew"
+        "masks are accepted where expected_iou is 0.5000 or more: so it is on 6 of 10 held-out images, of which 5 "
+        "(83%, target 80%) are good; good is a mean IoU of 0.750 or more, as 6 of 10 are; below 0.5000 they are to be "
+        "labelled anew"
     )
     assert found.auroc["expected_iou"] == pytest.approx(1 - found.auroc["confidence"])
 

@@ -71,7 +71,7 @@ def _charts(steps: Sequence[Step], classes: Sequence[ClassSpec]) -> str:
             {"accepted": [(step.number, step.num_accepted / max(step.num_images, 1)) for step in steps]},
         ),
         _chart(
-            "Change of the masks, and drift of the classes",
+            "Churn of the masks, drift of the classes",
             x,
             Axis(),
             {

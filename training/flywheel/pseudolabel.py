@@ -6,7 +6,8 @@ Dimensions: H, W.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import get_args
 
@@ -49,17 +50,19 @@ class Labeller:
     pixels: PixelRule = PIXELS
     run: Path | None = None
     """The training's folder, for the stability of its masks: it kept its weights after one and two thirds."""
-    predictor: SegmentationPredictor = field(init=False)
-    earlier: tuple[SegmentationPredictor, ...] = field(init=False)
 
-    def __post_init__(self) -> None:
-        """Raises a ValueError where the artifact is not for masks, or the run has kept nothing."""
+    @cached_property
+    def predictor(self) -> SegmentationPredictor:
+        """A ValueError where the artifact is not for masks."""
         spec = self.artifact.spec
         if spec.task != "segmentation":
             raise ValueError(f"expected an artifact for segmentation, but {spec.name} is for {spec.task}: give another")
-        engine = TorchEngine(self.artifact.network, device=best_device())
-        object.__setattr__(self, "predictor", SegmentationPredictor(spec, engine))
-        object.__setattr__(self, "earlier", () if self.run is None else _earlier(spec, Run(self.run)))
+        return SegmentationPredictor(spec, TorchEngine(self.artifact.network, device=best_device()))
+
+    @cached_property
+    def earlier(self) -> tuple[SegmentationPredictor, ...]:
+        """The model as it was on the way; a ValueError where the run has not kept it."""
+        return () if self.run is None else _earlier(self.artifact.spec, Run(self.run))
 
     def look(self, image_HWC: NDArray[np.uint8]) -> "Found":
         """What the model says of an image, and how sure that is."""

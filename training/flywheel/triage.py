@@ -105,8 +105,8 @@ class Thresholds(Settings):
             )
         below = "" if self.relabel_below is None else f"; below {self.relabel_below:.4f} they are to be labelled anew"
         return (
-            f"masks are accepted from a {self.score} of {self.accept_from:.4f} on: so are {self.num_accepted} of "
-            f"{self.num_held_out} held-out images, of which {self.num_accepted_good} ({self.precision:.0%}, target "
+            f"masks are accepted where {self.score} is {self.accept_from:.4f} or more: so it is on {self.num_accepted} "
+            f"of {self.num_held_out} held-out images, of which {self.num_accepted_good} ({self.precision:.0%}, target "
             f"{self.target:.0%}) are good; {good}{below}"
         )
 
