@@ -1,5 +1,6 @@
 """What several test files share: the seed, tiny specs and artifacts, and where the real data lies."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from segserve.artifact import Artifact, save_artifact
+from segserve.artifact import Artifact, load_artifact, save_artifact, sha256_of, write_example_answer, write_spec
+from segserve.choice import build_engine
 from segserve.networks import Network, build_network
-from segserve.spec import ClassSpec, ModelSpec, NetworkSpec, PreprocessSpec, Provenance, Task
+from segserve.predictor import build_predictor
+from segserve.spec import Certificate, ClassSpec, EngineSpec, ModelSpec, NetworkSpec, PreprocessSpec, Provenance, Task
 from training.config import Recipe
 from training.openvino_model import write_model
 
@@ -137,6 +140,35 @@ def openvino_model(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory)
     file = tmp_path_factory.mktemp("openvino") / "model.xml"
     assert write_model(file, artifact.network, "openvino", []) == 1
     return file
+
+
+CERTIFICATE = Certificate(
+    split="val",
+    num_images=2,
+    score="miou",
+    torch_score=0.7,
+    engine_score=0.7,
+    agreement=1.0,
+    max_probability_shift=0.0,
+    torch_images_per_second=1.0,
+    engine_images_per_second=2.0,
+    machine="here",
+    date="2026-11-24",
+)
+
+
+@pytest.fixture(scope="session")
+def engine_artifact(artifact: Artifact, openvino_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """The segmentation artifact with the engine `openvino`, its certificate invented."""
+    path = tmp_path_factory.mktemp("artifacts") / "engine"
+    shutil.copytree(artifact.path, path)
+    shutil.copytree(openvino_model.parent, path / "engine")
+    files = {file.name: sha256_of(file) for file in sorted((path / "engine").iterdir())}
+    engine = EngineSpec(name="openvino", files=files, certificate=CERTIFICATE)
+    write_spec(path, artifact.spec.model_copy(update={"engine": engine}))
+    loaded = load_artifact(path)
+    write_example_answer(path, build_predictor(loaded.spec, build_engine(loaded, device="cpu")))
+    return loaded
 
 
 @pytest.fixture(scope="session")

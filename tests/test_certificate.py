@@ -13,8 +13,7 @@ from segserve.artifact import Artifact
 from segserve.engines.torch_engine import TorchEngine
 from segserve.prediction import ClassificationPrediction, SegmentationPrediction
 from segserve.spec import Certificate
-from tests.conftest import random_image
-from tests.test_choice import CERTIFICATE
+from tests.conftest import CERTIFICATE, random_image
 from training.certificate import Comparison, EngineRefused, Timed, certify, refuse_losses
 from training.evaluate import Outcome
 from training.layouts import Dataset, Sample, open_dataset

@@ -1,0 +1,88 @@
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from handlers import adapter
+from handlers.adapter import Adapter, _share_cores
+from segserve.artifact import Artifact
+from segserve.spec import ServingSpec
+
+
+@dataclass
+class Context:
+    """What TorchServe hands over when a worker starts."""
+
+    system_properties: dict[str, Any]
+    model_name: str = "streets"
+    manifest: dict[str, Any] = field(default_factory=lambda: {"model": {"modelVersion": "1.0"}})
+
+    def get_all_request_header(self, idx: int) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def set_response_status(self, code: int, phrase: str, idx: int) -> None:
+        raise NotImplementedError
+
+    def set_response_content_type(self, idx: int, value: str) -> None:
+        raise NotImplementedError
+
+    def set_response_header(self, idx: int, key: str, value: str) -> None:
+        raise NotImplementedError
+
+
+class SegmentationAdapter(Adapter):
+    task = "segmentation"
+
+
+@pytest.fixture
+def context(engine_artifact: Artifact, tmp_path: Path) -> Context:
+    (tmp_path / "artifact").symlink_to(engine_artifact.path)
+    return Context({"model_dir": str(tmp_path), "gpu_id": None})
+
+
+def engine_of(context: Context) -> str:
+    started = SegmentationAdapter()
+    started.initialize(context)
+    return started.service.predictor.engine.name
+
+
+def test_a_worker_takes_the_exported_engine_unless_the_environment_forces_another(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert engine_of(context) == "openvino"
+    monkeypatch.setenv("SEGSERVE_ENGINE", "torch")
+    assert engine_of(context) == "torch"
+    monkeypatch.setenv("SEGSERVE_ENGINE", "tensorrt")
+    words = "expected SEGSERVE_ENGINE to be one of auto, torch, openvino, openvino-int8, but got 'tensorrt'"
+    with pytest.raises(ValueError, match=words):
+        engine_of(context)
+
+
+@pytest.mark.parametrize(
+    ("serving", "cores", "expected"),
+    [
+        (ServingSpec(workers=2), 8, 4),
+        (ServingSpec(workers=3), 2, 1),
+        (ServingSpec(workers=2, threads=3), 8, 3),
+        (ServingSpec(threads=1), 8, 1),
+    ],
+)
+def test_cores_are_shared_out_among_the_workers(
+    serving: ServingSpec, cores: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    _share_cores(serving)
+    assert asked == [expected]
+    assert adapter.ENGINE == "SEGSERVE_ENGINE"
+
+
+def test_one_worker_takes_what_torch_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    _share_cores(ServingSpec())
+    assert asked == []
