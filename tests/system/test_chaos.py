@@ -2,8 +2,11 @@
 
 import os
 import random
+import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -131,7 +134,13 @@ def test_workers_killed_under_clients(service: Service) -> None:
     print(f"\n{clients.statuses}, ready again after {[round(seconds, 1) for seconds in back]} s")
     assert set(clients.statuses) <= ALLOWED
     assert len(clients.bodies) == 1
-    assert max(back) < 15 + 15, "15 s beyond the model's load time"
+    assert max(back) <= 15 + load_seconds(service)
+
+
+def load_seconds(service: Service) -> float:
+    """What the first start took: Java's, and the models' loading."""
+    [seconds] = re.findall(r"ready in ([\d.]+) s: cells", service.text())
+    return float(seconds)
 
 
 MALFORMED = [
@@ -148,6 +157,17 @@ MALFORMED = [
 ]
 
 
+SENDER = """
+import socket, sys
+port, bodies = int(sys.argv[1]), [bytes.fromhex(text) for text in sys.argv[2:]]
+for number in range(10_000):
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes([1, 0, 0, 0, 0, 0, 0, 0]))
+        connection.sendall(bodies[number % len(bodies)])
+"""
+"""In a process of its own, so that it takes no time from the clients that are measured. Each connection is reset."""
+
+
 @pytest.mark.parametrize("target", ["gateway", "torchserve"])
 def test_ten_thousand_malformed_requests(service: Service, target: str) -> None:
     """Good requests are answered meanwhile, their p99 within twice the quiet one."""
@@ -155,17 +175,16 @@ def test_ten_thousand_malformed_requests(service: Service, target: str) -> None:
     with Clients(url, body, number=2) as quiet:
         time.sleep(10)
     port = service.settings.inference_port if target == "gateway" else torchserve_port(service)
-    with Clients(url, body, number=2) as meanwhile, ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda number: send(port, MALFORMED[number % len(MALFORMED)]), range(10_000)))
-    print(f"\n{target}: quiet p99 {quiet.percentile(99):.3f} s, meanwhile {meanwhile.percentile(99):.3f} s")
+    with Clients(url, body, number=2) as meanwhile:
+        began = time.monotonic()
+        subprocess.run([sys.executable, "-I", "-c", SENDER, str(port), *(data.hex() for data in MALFORMED)], check=True)
+        took = time.monotonic() - began
+    print(
+        f"\n{target}: 10000 in {took:.0f} s; quiet p99 {quiet.percentile(99):.3f} s, "
+        f"meanwhile {meanwhile.percentile(99):.3f} s, {meanwhile.statuses}"
+    )
     assert set(meanwhile.statuses) == {200}
     assert meanwhile.percentile(99) <= max(2 * quiet.percentile(99), 0.25)
-
-
-def send(port: int, data: bytes) -> None:
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
-        connection.sendall(data)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
 
 
 def torchserve_port(service: Service) -> int:
