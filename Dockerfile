@@ -12,6 +12,8 @@ ARG BASE=python:3.11-slim-bookworm
 # without a hash in the lock, or without a wheel, ends the build.
 FROM ${BASE} AS packages
 ENV UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never
+# `openvino` for images that run exported engines on the CPU; docs/engines.md.
+ARG EXTRA=
 WORKDIR /build
 COPY pyproject.toml requirements.lock ./
 RUN --mount=type=cache,target=/root/.cache \
@@ -20,7 +22,7 @@ RUN --mount=type=cache,target=/root/.cache \
     && /opt/uv/bin/pip install --quiet --require-hashes --only-binary :all: --requirement uv.lock \
     && python -m venv --without-pip /opt/venv \
     && /opt/uv/bin/uv pip install --python /opt/venv --require-hashes --no-build --compile-bytecode \
-        --requirement pyproject.toml --constraint requirements.lock \
+        --requirement pyproject.toml ${EXTRA:+--extra "$EXTRA"} --constraint requirements.lock \
     && echo /opt/segserve > /opt/venv/lib/python3.11/site-packages/segserve.pth
 
 
