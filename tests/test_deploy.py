@@ -1,4 +1,7 @@
-"""The Dockerfile and the Kubernetes manifests: valid by the schemas, and in agreement with each other and the code."""
+"""The Dockerfile and the base of the Kubernetes manifests: in agreement with each other and the code.
+
+What the overlays make of the base, and the schemas, are `test_deploy_overlays.py`'s.
+"""
 
 import re
 import shutil
@@ -7,19 +10,24 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-import kubernetes_validate
 import pytest
 import yaml
 
+from handlers.adapter import DRAIN_FLAG, ENGINE
 from handlers.drain import GRACE_SECONDS, HANDOVER_SECONDS, LINGER_SECONDS
+from handlers.ops import _OpsHandler
 from handlers.settings import ServeSettings
-from handlers.supervisor import STOP_SECONDS
+from handlers.supervisor import GATEWAY_STOP_SECONDS, SCRAPE_TIMEOUT_SECONDS, STOP_SECONDS
 
 ROOT = Path(__file__).parents[1]
 DEFAULTS = ServeSettings()
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
+BASE = ROOT / "deploy" / "kubernetes" / "base"
 MANIFESTS = [
-    document for path in sorted((ROOT / "deploy").glob("*.yaml")) for document in yaml.safe_load_all(path.read_text())
+    document
+    for path in sorted(BASE.glob("*.yaml"))
+    if path.name != "kustomization.yaml"
+    for document in yaml.safe_load_all(path.read_text())
 ]
 DEPLOYMENT = next(document for document in MANIFESTS if document["kind"] == "Deployment")
 SERVICES = {document["metadata"]["name"]: document for document in MANIFESTS if document["kind"] == "Service"}
@@ -35,15 +43,14 @@ def instruction(name: str) -> str:
     return str(found)
 
 
+def only(kind: str) -> dict[str, Any]:
+    """The base's one manifest of this kind."""
+    [found] = [manifest for manifest in MANIFESTS if manifest["kind"] == kind]
+    return dict(found)
+
+
 def as_bytes(quantity: str) -> int:
     return int(quantity[:-2]) * BYTES[quantity[-2:]]
-
-
-@pytest.mark.parametrize("version", ["1.33", kubernetes_validate.latest_version()])
-@pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda manifest: manifest["kind"] + manifest["metadata"]["name"])
-def test_manifests_fit_their_schemas(manifest: dict[str, Any], version: str) -> None:
-    """A kind without a schema is an error here; the command line only warns."""
-    kubernetes_validate.validate(manifest, version, strict=True)
 
 
 def test_hadolint_finds_nothing() -> None:
@@ -66,25 +73,57 @@ def test_ports_agree_and_management_stays_inside() -> None:
         assert str(DEFAULTS.management_port) not in yaml.safe_dump(manifest)
 
 
-def test_services_select_the_pods() -> None:
+def test_everything_selects_the_pods() -> None:
     labels = DEPLOYMENT["spec"]["template"]["metadata"]["labels"].items()
     for selector in [
         DEPLOYMENT["spec"]["selector"]["matchLabels"],
-        *(s["spec"]["selector"] for s in SERVICES.values()),
+        *(spread["labelSelector"]["matchLabels"] for spread in POD["topologySpreadConstraints"]),
+        *(service["spec"]["selector"] for service in SERVICES.values()),
+        only("PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
+        only("NetworkPolicy")["spec"]["podSelector"]["matchLabels"],
+        only("PodMonitor")["spec"]["selector"]["matchLabels"],
     ]:
-        assert selector.items() <= labels
+        assert selector and selector.items() <= labels
+
+
+def test_every_manifest_is_named_in_the_kustomization() -> None:
+    named = yaml.safe_load((BASE / "kustomization.yaml").read_text())["resources"]
+    assert {*named, "kustomization.yaml"} == {path.name for path in BASE.iterdir()}
 
 
 def test_prometheus_scrapes_the_ops_port() -> None:
-    annotations = DEPLOYMENT["spec"]["template"]["metadata"]["annotations"]
-    assert annotations["prometheus.io/port"] == str(PORTS["ops"])
-    assert annotations["prometheus.io/path"] == "/metrics"
+    [endpoint] = only("PodMonitor")["spec"]["podMetricsEndpoints"]
+    assert endpoint["port"] in PORTS
+    assert endpoint["path"] in _OpsHandler.pages
+    assert int(endpoint["scrapeTimeout"][:-1]) > SCRAPE_TIMEOUT_SECONDS
+
+
+def test_only_monitoring_reaches_the_ops_port_and_nobody_management() -> None:
+    policy = only("NetworkPolicy")["spec"]
+    assert policy["policyTypes"] == ["Ingress", "Egress"] and policy["egress"] == []
+    sources = {port["port"]: rule["from"] for rule in policy["ingress"] for port in rule["ports"]}
+    assert sources == {
+        "http": [{"namespaceSelector": {}}],
+        "ops": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}],
+    }
+    assert all(rule["from"] for rule in policy["ingress"]), "an empty list would let everybody in"
+
+
+def test_the_disruption_budget_always_lets_one_go() -> None:
+    assert only("PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
+
+
+def test_the_environment_s_variables_are_read_by_somebody() -> None:
+    """Names in `env` that the code, or a library that it stands on, knows."""
+    ours = {ENGINE, DRAIN_FLAG}
+    assert {entry["name"] for entry in CONTAINER["env"]} <= ours | {"OMP_NUM_THREADS"}
 
 
 def test_probes_ask_the_ops_port() -> None:
     probes = {name: CONTAINER[f"{name}Probe"] for name in ("startup", "readiness", "liveness")}
     paths = {name: (probe["httpGet"]["port"], probe["httpGet"]["path"]) for name, probe in probes.items()}
     assert paths == {"startup": ("ops", "/ready"), "readiness": ("ops", "/ready"), "liveness": ("ops", "/live")}
+    assert {path for _, path in paths.values()} <= set(_OpsHandler.pages)
     assert f"'127.0.0.1', {PORTS['ops']}," in instruction("HEALTHCHECK") and "'/ready'" in instruction("HEALTHCHECK")
 
 
@@ -97,7 +136,7 @@ def test_a_slow_start_ends_with_our_own_reason() -> None:
 def test_the_drain_fits_into_the_grace_period() -> None:
     pause = int(CONTAINER["lifecycle"]["preStop"]["exec"]["command"][1])
     drain = GRACE_SECONDS + DEFAULTS.drain_seconds + 2 * HANDOVER_SECONDS + LINGER_SECONDS
-    assert POD["terminationGracePeriodSeconds"] > pause + drain + STOP_SECONDS
+    assert POD["terminationGracePeriodSeconds"] > pause + drain + STOP_SECONDS + GATEWAY_STOP_SECONDS
     assert instruction("STOPSIGNAL") == "SIGTERM"
     assert DEPLOYMENT["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
 
