@@ -37,6 +37,11 @@ RUN /opt/uv/bin/uv pip install --python /opt/venv --target /opt/segserve --no-de
 
 
 FROM ${BASE} AS runtime
+# For `--gateway`. The distribution's security updates, hence no version.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends nginx-light \
+    && rm -rf /var/lib/apt/lists/*
 RUN groupadd --gid 10001 segserve \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin segserve \
     && mkdir /models
