@@ -11,6 +11,7 @@ taken up again where it was. A section is added to the file, and a plot beside i
 """
 
 import argparse
+import math
 import shutil
 import statistics
 import sys
@@ -32,7 +33,7 @@ from training.config import PseudoSettings, Recipe, load_recipe
 from training.engine import NonFiniteLoss, train
 from training.evaluate import Evaluation
 from training.flywheel.loop import Loop, run_loop, without_selection
-from training.flywheel.progress import result_of
+from training.flywheel.progress import Step, result_of
 from training.flywheel.pseudolabel import PLAN
 from training.flywheel.round import Round
 from training.flywheel.scores import ScoreName
@@ -56,7 +57,7 @@ class Result:
     """By round; fewer where it stopped."""
     chosen: float
     """Of the loop's result."""
-    reviewed: float
+    reviewed: float | None
     everything: float
     rounds: list[Judged]
     looked_at: int
@@ -64,8 +65,9 @@ class Result:
     num_labelled: int
 
     def closure(self, score: float) -> float:
-        """Share of the gap between supervised and all labels."""
-        return (score - self.supervised) / (self.everything - self.supervised)
+        """Share of the gap between supervised and all labels; NaN where there is none."""
+        gap = self.everything - self.supervised
+        return (score - self.supervised) / gap if gap else math.nan
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,7 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"bench.flywheel: {error}", file=sys.stderr)
         return 1
     section = (
-        "\n\n".join([_heading(given, recipe, results), _scores(results), _rounds(results), _targets(results)]) + "\n"
+        "\n\n".join([_heading(given, recipe, results), scores_table(results), rounds_table(results), _targets(results)])
+        + "\n"
     )
     print(section)
     if not given.out.exists():
@@ -107,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--score", choices=get_args(ScoreName), default=Selection().score)
     parser.add_argument("--precision", type=float, default=Selection().precision)
     parser.add_argument("--good-iou", type=float, metavar="IOU")
+    parser.add_argument("--skip", nargs="+", choices=("plain", "reviewer"), default=[], help="arms, to save time")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
     parser.add_argument("--runs", type=Path, default=RUNS, metavar="DIR")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.md", help="a section is added to it")
@@ -136,10 +140,12 @@ def _run(given: argparse.Namespace, recipe: Recipe, number: int) -> Result:
         plan=given.tta,
     )
     found = run_loop(loop, folder / "loop", rounds=given.rounds)
-    _share(folder / "loop/model-0", folder / "plain/model-0")
-    plain = run_loop(without_selection(loop), folder / "plain", rounds=given.rounds)
+    plain: list[Step] = []
+    if "plain" not in given.skip:
+        _share(folder / "loop/model-0", folder / "plain/model-0")
+        plain = run_loop(without_selection(loop), folder / "plain", rounds=given.rounds)
     train(_on(recipe, draw.everything), run_dir=folder / "all")
-    reviewed, looked_at, bought = _reviewed(folder, draw, recipe)
+    reviewed, looked_at, bought = (None, 0, 0) if "reviewer" in given.skip else _reviewed(folder, draw, recipe)
     return Result(
         supervised=_val(folder / "loop/model-0/run"),
         plain=[step.scores["miou"] for step in plain[1:]],
@@ -204,14 +210,16 @@ def _heading(given: argparse.Namespace, recipe: Recipe, results: Sequence[Result
     )
 
 
-def _scores(results: Sequence[Result]) -> str:
+def scores_table(results: Sequence[Result]) -> str:
+    """A line an arm: its val score in every draw, and how much of the gap it closes in the mean."""
     arms: dict[str, list[float | None]] = {"supervised": [result.supervised for result in results]}
     for index in range(max(len(result.plain) for result in results)):
         arms[f"self-training without selection, round {index + 1}"] = [_at(result.plain, index) for result in results]
     for index in range(max(len(result.loop) for result in results)):
         arms[f"the loop, round {index + 1}"] = [_at(result.loop, index) for result in results]
     arms["the loop, its result"] = [result.chosen for result in results]
-    arms["the loop, round 1 with a reviewer"] = [result.reviewed for result in results]
+    if all(result.reviewed is not None for result in results):
+        arms["the loop, round 1 with a reviewer"] = [result.reviewed for result in results]
     arms["all labels"] = [result.everything for result in results]
     head = ["arm", *(f"draw {number}" for number in range(len(results))), "mean", "gap closed"]
     lines = [_row(head), "|---" * len(head) + "|"]
@@ -238,7 +246,8 @@ def _row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _rounds(results: Sequence[Result]) -> str:
+def rounds_table(results: Sequence[Result]) -> str:
+    """Means over the draws: what was accepted and how good it is, then the area of every score."""
     head = (
         "round",
         "accepted",
@@ -277,10 +286,13 @@ def _targets(results: Sequence[Result]) -> str:
     bought = statistics.fmean(result.bought for result in results)
     looked_at = statistics.fmean(result.looked_at for result in results)
     labelled = statistics.fmean(result.num_labelled for result in results)
+    reviewer = (
+        f" The reviewer looks at {looked_at:.1f} images and buys the labels of {bought:.1f}, after {labelled:.0f} that "
+        "were there."
+    )
     return (
         f"The loop's result closes {closed:.0%} of the gap (target 50 %), and is below supervised in {below} of "
-        f"{len(results)} draws (target 0). The reviewer looks at {looked_at:.1f} images and buys the labels of "
-        f"{bought:.1f}, after {labelled:.0f} that were there."
+        f"{len(results)} draws (target 0).{reviewer if all(each.reviewed is not None for each in results) else ''}"
     )
 
 
@@ -296,7 +308,8 @@ def _plot(path: Path, results: Sequence[Result]) -> None:
             axes.plot(range(len(points)), points, "o-", color=color, alpha=0.75, label=name if number == 0 else None)
     mean = statistics.fmean(result.everything for result in results)
     axes.axhline(mean, color="#4d5563", linestyle="--", label="all labels, mean")
-    axes.set(xlabel="round", ylabel="mean IoU on val", xticks=range(1 + max(len(each.plain) for each in results)))
+    most = max(len(curve) for each in results for curve in (each.plain, each.loop))
+    axes.set(xlabel="round", ylabel="mean IoU on val", xticks=range(1 + most))
     axes.legend()
     figure.savefig(path, dpi=110)
 

@@ -32,7 +32,7 @@ def recipe(tmp_path: Path) -> Recipe:
             "task": "segmentation",
             "data": {"root": tmp_path / "set"},
             "pseudo": {"round": tmp_path / "round"},
-            "network": {"encoder": "mobilenet_v3_large"},
+            "network": {"encoder": "mobilenet_v3_small"},
             "preprocess": {"working_side": 32},
             "augment": {"crop": [32, 32], "hflip": True},
             "optim": {"epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "steps_per_epoch": 2},
@@ -45,7 +45,13 @@ def test_interrupted_it_ends_with_the_same_bits(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, broken = (Run(tmp_path / "runs" / name) for name in ("whole", "broken"))
-    train(recipe, run_dir=whole.path, device=CPU)
+
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("training.engine.write_report", dies)  # when everything else is on the disk
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, run_dir=whole.path, device=CPU)
     steps = iter(range(100))
 
     class Dying(Objective):
@@ -56,10 +62,9 @@ def test_interrupted_it_ends_with_the_same_bits(
 
     monkeypatch.setattr(learner, "Objective", Dying)
     monkeypatch.setattr("training.engine._Saver.is_due", True)
-    for _ in range(2):
+    for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
             train(recipe, run_dir=broken.path, device=CPU)
-    train(recipe, run_dir=broken.path, device=CPU)
     first, second = whole.load(), broken.load()
     assert first is not None and second is not None
     for before, after in zip([first.averaged, *whole.thirds()], [second.averaged, *broken.thirds()], strict=True):

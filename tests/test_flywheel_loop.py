@@ -19,7 +19,7 @@ RECIPE = """
 name = "cells"
 task = "segmentation"
 data.root = "set"
-network.encoder = "mobilenet_v3_large"
+network.encoder = "mobilenet_v3_small"
 preprocess.working_side = 32
 augment.crop = [32, 32]
 optim = { epochs = 1, batch_size = 2, learning_rate = 1e-3, steps_per_epoch = 1 }

@@ -20,6 +20,12 @@ def test_expected_iou_by_hand() -> None:
     assert expected_iou(255 * probs_KHW, mask_HW) == pytest.approx(expected)
 
 
+def test_a_class_that_the_mask_misses_counts() -> None:
+    """Class 2 is expected on 1.5 % of the pixels, half of `MISSED_SHARE`: 0 with half the weight."""
+    probs_KHW = np.repeat([[[0.985]], [[0.0]], [[0.015]]], 200, axis=2)
+    assert expected_iou(probs_KHW, np.zeros((1, 200), dtype=np.uint8)) == pytest.approx(0.985 / 1.5)
+
+
 def test_expected_iou_is_near_what_truths_drawn_from_the_probabilities_have() -> None:
     rng = np.random.default_rng(0)
     probs_HWK = rng.dirichlet((2, 1, 0.5), (40, 40))

@@ -21,13 +21,16 @@ from training.metrics import confusion_matrix, image_miou
 ScoreName = Literal[
     "expected_iou", "confidence", "view_agreement", "class_agreement", "information", "border", "stability"
 ]
-"""`expected_iou`: the mean over the classes of the mask.
+"""`expected_iou`: see the function.
 `confidence`: the mean over the pixels.
 `view_agreement`: share of the views' pixels that agree with the aggregate.
 `class_agreement`: the same, the mean over the classes of the mask.
 `information`: 1 - mutual information of view and class.
 `border`: 1 - mean entropy within 3 pixels of a border.
 `stability`: mean IoU of earlier checkpoints' masks and this one."""
+
+MISSED_SHARE = 0.03
+"""Of the image: where the probabilities of a class that the mask does not have add up to so much, it counts in full."""
 
 
 def image_scores(prediction: SegmentationPrediction, *, earlier: Sequence[NDArray[np.uint8]] = ()) -> dict[str, float]:
@@ -56,20 +59,24 @@ def image_scores(prediction: SegmentationPrediction, *, earlier: Sequence[NDArra
     return {name: round(min(max(value, 0.0), 1.0), 6) for name, value in scores.items()}
 
 
-def expected_iou(probs_KHW: NDArray[np.uint8] | NDArray[np.float16], mask_HW: NDArray[np.uint8]) -> float:
-    """Mean, over the classes of a mask, of the expected overlap over the expected union.
+def expected_iou(probs_KHW: NDArray[np.generic], mask_HW: NDArray[np.uint8]) -> float:
+    """Mean over the classes of the expected overlap over the expected union.
+
+    A class that the mask does not have was missed: it counts 0, with a weight of its expected share of the image over
+    `MISSED_SHARE`, 1 at most.
 
     Args:
         probs_KHW: any multiple of the probabilities.
         mask_HW: class indices.
     """
     sums_HW = np.maximum(probs_KHW.sum(axis=0, dtype=np.float64), 1e-9)
-    ratios = []
-    for k in np.unique(mask_HW):
-        share_HW, inside_HW = probs_KHW[k] / sums_HW, mask_HW == k
-        overlap = share_HW[inside_HW].sum()
-        ratios.append(overlap / (np.count_nonzero(inside_HW) + share_HW.sum() - overlap))
-    return float(np.mean(ratios))
+    total, weights = 0.0, 0.0
+    for k, class_HW in enumerate(probs_KHW):
+        share_HW, inside_HW = class_HW / sums_HW, mask_HW == k
+        area, expected, overlap = np.count_nonzero(inside_HW), share_HW.sum(), share_HW[inside_HW].sum()
+        weights += 1.0 if area else min(1.0, expected / (MISSED_SHARE * mask_HW.size))
+        total += overlap / (area + expected - overlap) if area else 0.0
+    return float(total / weights)
 
 
 def agreement(mask_HW: NDArray[np.uint8], other_HW: NDArray[np.uint8]) -> float:
