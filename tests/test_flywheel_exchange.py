@@ -16,9 +16,10 @@ from PIL import Image
 from cli import main
 from tests.rounds import CLASSES, made_round
 from training.data import IGNORE
-from training.flywheel.decisions import VERDICTS
+from training.flywheel.decisions import VERDICTS, apply_review
 from training.flywheel.exchange import Tool, export_labels, import_labels
 from training.flywheel.joined import with_round
+from training.flywheel.review import review_page
 from training.flywheel.round import Round
 from training.flywheel.soft import SoftMask
 from training.layouts import open_dataset
@@ -156,6 +157,11 @@ def test_what_a_person_drew_comes_back_as_labelled(found: Round, tool: Tool, tmp
         assert (entry.verdict, entry.source, entry.decided_by) == ("accept", "person", "Ada")
         assert entry.edited == pytest.approx((mask_HW != guess_HW).mean(), abs=1e-6)
         assert found.image(entry).is_file() and not (found.path / "waiting" / entry.file).exists()
+    decisions = {"round": 1, "artifact": "a" * 64, "decisions": dict.fromkeys(expected, "reject")}
+    (tmp_path / "decisions.json").write_text(json.dumps(decisions))
+    apply_review(found, tmp_path / "decisions.json")
+    assert found.entries() == entries, "decisions are about the model's masks"
+    assert not any(name in review_page(found) for name in expected)
     write_segmentation_set(tmp_path / "set", seed=0, num_train=1, num_val=1, side=48)
     samples = with_round(open_dataset(tmp_path / "set", "segmentation"), found.path).split("train")
     labelled = {sample.image.stem for sample in samples if not sample.is_pseudo}

@@ -24,15 +24,21 @@ from training.flywheel.soft import SoftMask
 
 def step(number: int, **changes: Any) -> Step:
     usual: dict[str, Any] = {
-        "number": number, "run": "r", "artifact": f"a{number}", "labels": "l", "scores": {"miou": 0.5},
-        "num_pseudo": 3, "num_accepted": 4, "num_images": 8, "held_out_iou": 0.6, "good_share": 0.7,
-
-            "precision": 0.9,
-            "churn": 0.1 if number else None,
-            "drift": 0.05,
-            "shares": (0.2,) * 5,
-            "sentence": "so & so"
-        ,
+        "number": number,
+        "run": "r",
+        "artifact": f"a{number}",
+        "labels": "l",
+        "scores": {"miou": 0.5},
+        "num_pseudo": 3,
+        "num_accepted": 4,
+        "num_images": 8,
+        "held_out_iou": 0.6,
+        "good_share": 0.7,
+        "precision": 0.9,
+        "churn": 0.1 if number else None,
+        "drift": 0.05,
+        "shares": (0.2,) * 5,
+        "sentence": "so & so",
     }
     return Step(**{**usual, **changes})
 

@@ -19,7 +19,9 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
 
 
-def test_the_most_probable_classes_are_kept() -> None:
+@pytest.mark.parametrize("at_once", [10**6, 500])
+def test_the_most_probable_classes_are_kept(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.flywheel.soft.SORTED_AT_ONCE", at_once)
     rng = np.random.default_rng(1)
     prediction = prediction_of(rng.integers(0, 5, (20, 30)).astype(np.uint8), blur=1.5, rng=rng)
     soft = SoftMask.of(prediction, scale=1.0)

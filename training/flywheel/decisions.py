@@ -27,6 +27,8 @@ class Decisions(Settings):
 def apply_review(found: Round, path: Path) -> Counter[Decision]:
     """Give the images of a round the verdicts of a person; doing it twice changes nothing more.
 
+    Masks that a person made meanwhile stand: decisions are about those of the model.
+
     Returns:
         How many of each decision there are.
 
@@ -57,9 +59,6 @@ def _read(path: Path) -> Decisions:
 
 
 def _decided(entry: Entry, decision: Decision | None, reviewer: str) -> Entry:
-    if decision is None or entry.fault:
+    if decision is None or entry.fault or entry.source == "person":
         return entry
-    changed: dict[str, object] = {"verdict": VERDICTS[decision], "decided_by": reviewer}
-    if decision == "reject":
-        changed.update(source="model", edited=None)
-    return entry.model_copy(update=changed)
+    return entry.model_copy(update={"verdict": VERDICTS[decision], "decided_by": reviewer})

@@ -33,9 +33,9 @@ def write_review(found: Round) -> None:
 
 
 def review_page(found: Round) -> str:
-    """HTML. The images are in the order of the round's score, the least first; unreadable ones are left out."""
+    """HTML: the model's masks in the order of the round's score, the least first; what a person made is left out."""
     order = found.order
-    entries = [entry for entry in found.entries().values() if not entry.fault]
+    entries = [entry for entry in found.entries().values() if not entry.fault and entry.source == "model"]
     entries.sort(key=lambda entry: entry.scores.get(order.thresholds.score, 0.0))
     pictures = [_Pictures(found, entry, order) for entry in entries]
     data = {

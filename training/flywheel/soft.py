@@ -16,6 +16,8 @@ from segserve.prediction import SegmentationPrediction
 
 MOST_KEPT = 3
 """Classes of a pixel whose probabilities are kept."""
+SORTED_AT_ONCE = 2**24
+"""Probabilities: sorting takes eight times their memory."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,11 +40,11 @@ class SoftMask:
         """What is kept of a prediction with 8-bit probabilities and all maps of doubt."""
         probs_KHW = prediction.probs_KHW
         assert probs_KHW is not None and probs_KHW.dtype == np.uint8
-        # Stable, so that of equal ones the first is the mask's class, as `SegmentationPrediction` promises.
-        order_THW = np.argsort(255 - probs_KHW, axis=0, kind="stable")[:MOST_KEPT]
+        bands = np.array_split(probs_KHW, -(-probs_KHW.size // SORTED_AT_ONCE), axis=1)
+        classes_THW = np.concatenate([_most_probable(band_KHW) for band_KHW in bands], axis=1)
         return cls(
-            classes_THW=order_THW.astype(np.uint8),
-            probs_THW=np.take_along_axis(probs_KHW, order_THW, axis=0).astype(np.uint8),
+            classes_THW=classes_THW,
+            probs_THW=np.take_along_axis(probs_KHW, classes_THW.astype(np.intp), axis=0).astype(np.uint8),
             information_HW=prediction.uncertainty_HW["mutual-information"],
             disagreement_HW=prediction.uncertainty_HW["disagreement"],
             scale=scale,
@@ -84,3 +86,9 @@ class SoftMask:
                 )
         except (OSError, KeyError, ValueError, BadZipFile) as error:
             raise ValueError(f"{path}: expected a soft mask, but it cannot be read ({error}): label it again") from None
+
+
+def _most_probable(probs_KHW: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """(T, H, W) class indices; of equal ones the first is first, as `SegmentationPrediction` promises of its mask."""
+    order_KHW = np.argsort(255 - probs_KHW.astype(np.uint8), axis=0, kind="stable")
+    return order_KHW[:MOST_KEPT].astype(np.uint8)
