@@ -29,8 +29,28 @@ IMAGE_MEGAPIXELS = Histogram(
     "segserve_image_megapixels", "Size of the images decoded, in millions of pixels", ["model"], buckets=MEGAPIXELS
 )
 CLASS_PIXELS = Counter("segserve_class_pixels_total", "Pixels answered, by class", ["model", "class"])
+CLASS_IMAGES = Counter(
+    "segserve_class_images_total", "Images answered with labels, by the most probable class", ["model", "class"]
+)
 CONFIDENCE = Histogram(
     "segserve_confidence", "Mean probability of the chosen class, of one image", ["model"], buckets=SHARES
+)
+CONFIDENCE_IMAGES = Counter(
+    "segserve_confidence_images_total",
+    "Images answered, by the bin of their confidence; it is named by its upper bound",
+    ["model", "bin"],
+)
+REFERENCE_CLASS_SHARE = Gauge(
+    "segserve_reference_class_share",
+    "Share of each class in the answers on held-out images",
+    ["model", "class"],
+    multiprocess_mode="livemax",
+)
+REFERENCE_CONFIDENCE_SHARE = Gauge(
+    "segserve_reference_confidence_share",
+    "Share of the held-out images in each bin of confidence",
+    ["model", "bin"],
+    multiprocess_mode="livemax",
 )
 IN_FLIGHT = Gauge("segserve_in_flight", "Requests in the workers", ["model"], multiprocess_mode="livesum")
 MODEL_INFO = Gauge(

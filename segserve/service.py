@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from typing import cast
 
 import numpy as np
-from PIL import Image
 
 from segserve import api, codec, metrics
 from segserve.api import Request, Response
 from segserve.artifact import Artifact
 from segserve.clock import StageClock
+from segserve.drift import AnswerCounter
 from segserve.memory import is_out_of_memory
-from segserve.prediction import ClassificationPrediction, Prediction, Query, SegmentationPrediction
+from segserve.prediction import Prediction, Query, SegmentationPrediction
 from segserve.predictor import Predictor
 from segserve.problem import TITLE, Problem
 from segserve.render import Asked, render
@@ -69,6 +69,7 @@ class Service:
         self.predictor = predictor
         self.model = api.ModelInfo(name=name, version=version, digest=artifact.digest)
         self._pool = _started_pool(pool_size)
+        self._answers = AnswerCounter(self.spec, name=name)
         engine = predictor.engine
         metrics.MODEL_INFO.labels(name, version, artifact.digest, engine.name, str(engine.device)).set(1)
 
@@ -218,17 +219,7 @@ class Service:
                 megapixels = query.image_HWC[..., 0].size / 1e6
                 metrics.IMAGE_MEGAPIXELS.labels(self.model.name).observe(megapixels)
             for prediction in item.predictions:
-                self._record_prediction(prediction)
-
-    def _record_prediction(self, prediction: Prediction) -> None:
-        match prediction:
-            case SegmentationPrediction():
-                metrics.CONFIDENCE.labels(self.model.name).observe(float(prediction.confidence_HW.mean()) / 255)
-                pixels_K = Image.fromarray(prediction.mask_HW).histogram()
-                for entry in self.spec.classes:
-                    metrics.CLASS_PIXELS.labels(self.model.name, entry.name).inc(pixels_K[entry.id])
-            case ClassificationPrediction():
-                metrics.CONFIDENCE.labels(self.model.name).observe(float(prediction.probs_K.max()))
+                self._answers.count(prediction)
 
 
 def _started_pool(size: int) -> ThreadPoolExecutor:

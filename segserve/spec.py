@@ -135,6 +135,17 @@ class CalibrationSpec(Settings):
     """The split it was fitted on; None: it was not fitted."""
 
 
+class ReferenceSpec(Settings):
+    """The answers on held-out images, for comparison with those of the service; docs/observability.md."""
+
+    split: str
+    num_images: int = Field(ge=1)
+    class_shares: tuple[float, ...]
+    """Of each class among all pixels, or among the images' most probable labels; the sum is 1."""
+    confidence_shares: dict[str, float]
+    """Of the images, by the bin of their mean confidence, see `segserve.drift`; the sum is 1."""
+
+
 class ServingSpec(Settings):
     """How TorchServe is to batch requests for this model."""
 
@@ -227,6 +238,8 @@ class ModelSpec(Settings):
     ignore_index: int | None = None
     preprocess: PreprocessSpec
     calibration: CalibrationSpec = CalibrationSpec()
+    reference: ReferenceSpec | None = None
+    """None: the data set was not there at export."""
     serving: ServingSpec = ServingSpec()
     provenance: Provenance
     weights_sha256: str = ""
@@ -245,6 +258,10 @@ class ModelSpec(Settings):
             raise ValueError(
                 f"expected network.architecture for {self.task} to be {' or '.join(ARCHITECTURES[self.task])}, "
                 f"but got {self.network.architecture}"
+            )
+        if self.reference is not None and len(self.reference.class_shares) != len(ids):
+            raise ValueError(
+                f"expected reference.class_shares of {len(ids)} classes, but got {len(self.reference.class_shares)}"
             )
         names = [entry.name for entry in self.classes]
         if len(set(names)) < len(names):

@@ -27,6 +27,7 @@ ALLOWED_IN_SEGSERVE = {
     "tta": {"preprocess", "spec"},
     "tiling": {"preprocess", "spec"},
     "prediction": {"spec"},
+    "drift": {"metrics", "prediction", "spec"},
     "canvas": {"prediction", "spec", "tiling", "tta"},
     "predictor": {"canvas", "clock", "memory", "prediction", "preprocess", "spec", "tiling", "tta"},
     "png": {"spec"},

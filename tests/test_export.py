@@ -56,6 +56,12 @@ def exported(run: Path) -> Artifact:
     return export_run(run, run.parent / "artifact")
 
 
+def test_the_artifact_knows_how_held_out_images_are_answered(exported: Artifact) -> None:
+    found = exported.spec.reference
+    assert found is not None and found.num_images == 4
+    assert sum(found.class_shares) == pytest.approx(1)
+
+
 def test_the_artifact_holds_the_runs_result(run: Path, exported: Artifact) -> None:
     checkpoint = Run(run).load()
     assert checkpoint is not None

@@ -29,6 +29,7 @@ GOLDEN = {
         "std": [0.229, 0.224, 0.225],
     },
     "calibration": {"temperature": 1.0, "split": None},
+    "reference": None,
     "serving": {
         "batch_size": 8,
         "max_batch_delay_ms": 5,
@@ -171,7 +172,13 @@ def test_a_spec_from_before_windows_calibration_and_engines_means_what_it_meant(
     old = changed("engine", None)
     new = ModelSpec.model_validate(old)
     del old["calibration"], old["preprocess"]["overlap"], old["serving"]["max_seconds"]
-    del old["provenance"]["selected_on"], old["engine"], old["serving"]["engine"], old["serving"]["threads"]
+    del (
+        old["provenance"]["selected_on"],
+        old["engine"],
+        old["reference"],
+        old["serving"]["engine"],
+        old["serving"]["threads"],
+    )
     assert ModelSpec.model_validate(old) == new
 
 

@@ -39,6 +39,7 @@ from training.evaluate import Evaluation
 from training.flywheel.joined import with_round
 from training.layouts import Dataset, open_dataset
 from training.learner import TRAINED_ON
+from training.reference import measure_reference
 from training.run import EXAMPLE, SCORES, Run
 
 Engines = Literal["torch", EngineName]
@@ -57,8 +58,8 @@ def export_run(run_dir: Path, out: Path, *, calibrate: bool = True, engine: Engi
     Args:
         run_dir: a folder that `segserve train` has finished.
         out: the artifact's folder; an artifact that is there already is replaced.
-        calibrate: fit the temperature on the val split. Where the data set is not there any more, or has changed, it
-            stays 1, and stderr says so.
+        calibrate: fit the temperature on the val split, and keep how its images are answered as the reference. Where
+            the data set is not there any more, or has changed, the temperature stays 1, and stderr says so.
         engine: to build, beside torch.
 
     Raises:
@@ -81,7 +82,9 @@ def export_run(run_dir: Path, out: Path, *, calibrate: bool = True, engine: Engi
         except ValueError as error:
             _say_stays(str(error))
         else:
-            spec = calibrated(spec, TorchEngine(network, device=best_device()), dataset)
+            torch_engine = TorchEngine(network, device=best_device())
+            spec = calibrated(spec, torch_engine, dataset)
+            spec = spec.model_copy(update={"reference": measure_reference(spec, torch_engine, dataset)})
     example_HWC = read_image(run_dir / EXAMPLE)
     if engine == "torch":
         return save_artifact(out, spec, network, example_HWC=example_HWC)

@@ -1,0 +1,133 @@
+"""The rules, the dashboard and the autoscalers' queries: right by promtool, and of metrics that the service has."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client.metrics import MetricWrapperBase
+
+from deploy import dashboard
+from handlers.exposition import _TORCHSERVE_FAMILIES, SupervisorMetrics, TorchServeMetrics
+from handlers.torchserve import free_port
+from segserve import metrics
+
+ROOT = Path(__file__).parents[1]
+RULES = ROOT / "deploy" / "prometheus" / "rules.yaml"
+GROUPS = yaml.safe_load(RULES.read_text())["groups"]
+RECORDED = {rule["record"]: rule["expr"] for group in GROUPS for rule in group["rules"] if "record" in rule}
+ALERTS = {rule["alert"]: rule["expr"] for group in GROUPS for rule in group["rules"] if "alert" in rule}
+NAME = re.compile(r"\b(?:segserve|ts)[_:][a-z0-9_:]*\w")
+COMPONENTS = ROOT / "deploy" / "kubernetes" / "components"
+
+
+class NoModels:
+    """As much of `Health` as the names of metrics need."""
+
+    names: tuple[str, ...] = ()
+    versions: tuple[Any, ...] = ()
+
+
+def exposed() -> Iterator[str]:
+    """Names of all samples that a scrape can have."""
+    families: list[Any] = [metric for metric in vars(metrics).values() if isinstance(metric, MetricWrapperBase)]
+    for metric in families:
+        [family] = metric.collect()
+        yield from with_suffixes(family.name, family.type)
+    for collector in (SupervisorMetrics(NoModels()), TorchServeMetrics(free_port(), timeout=0.2)):  # type: ignore[arg-type]
+        for family in collector.collect():
+            yield from with_suffixes(family.name, family.type)
+    for torchserve in _TORCHSERVE_FAMILIES.values():
+        yield from (torchserve.name, f"{torchserve.name}_total")
+
+
+def with_suffixes(name: str, kind: str) -> list[str]:
+    suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
+    return [name + suffix for suffix in suffixes.get(kind, ("",))]
+
+
+EXPOSED = frozenset(exposed())
+
+
+def queries() -> dict[str, str]:
+    """Every PromQL expression in deploy/, by where it is."""
+    found = {**RECORDED, **ALERTS}
+    for panel in json.loads(dashboard.FILE.read_text())["panels"]:
+        found |= {f"{panel['title']} {target['refId']}": target["expr"] for target in panel["targets"]}
+    for trigger in yaml.safe_load((COMPONENTS / "keda" / "autoscaler.yaml").read_text())["spec"]["triggers"]:
+        found[f"keda {trigger['name']}"] = trigger["metadata"]["query"]
+    for rule in yaml.safe_load((COMPONENTS / "hpa" / "adapter.yaml").read_text())["rules"]["custom"]:
+        found[f"hpa {rule['name']['as']}"] = f"{rule['seriesQuery']} {rule['metricsQuery']}"
+    return found
+
+
+QUERIES = queries()
+
+
+def promtool(*arguments: object) -> None:
+    program = shutil.which("promtool")
+    if program is None:
+        pytest.skip("promtool is not installed (Debian package: prometheus)")
+    done = subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("place", QUERIES)
+def test_every_metric_is_one_of_the_service_s_or_recorded(place: str) -> None:
+    names = set(NAME.findall(QUERIES[place]))
+    assert names
+    assert names <= EXPOSED | RECORDED.keys()
+
+
+def test_the_names_are_really_read() -> None:
+    assert {"segserve_requests_total", "segserve_request_seconds_bucket", "segserve_queue_depth"} <= EXPOSED
+    assert set(NAME.findall("rate(segserve_typo_total[5m]) / segserve:x:rate5m")) == {
+        "segserve_typo_total",
+        "segserve:x:rate5m",
+    }
+
+
+def test_every_recording_is_of_use() -> None:
+    used = {name for place, query in QUERIES.items() for name in NAME.findall(query) if place != name}
+    assert RECORDED.keys() <= used
+
+
+def test_rules_are_valid() -> None:
+    promtool("check", "rules", RULES)
+
+
+def test_alerts_fire_when_they_should() -> None:
+    promtool("test", "rules", RULES.with_name("rules_test.yaml"))
+
+
+def test_every_alert_is_tried_firing() -> None:
+    tests = yaml.safe_load(RULES.with_name("rules_test.yaml").read_text())["tests"]
+    tried = {case["alertname"] for test in tests for case in test["alert_rule_test"] if case["exp_alerts"]}
+    assert tried == ALERTS.keys()
+
+
+def test_the_bucket_of_the_latency_objective_exists() -> None:
+    bounds = {float(bound) for query in RECORDED.values() for bound in re.findall(r'le="([^"]+)"', query)}
+    assert bounds and bounds <= set(metrics.SECONDS)
+
+
+def test_the_dashboard_is_what_the_code_makes() -> None:
+    assert dashboard.FILE.read_text() == dashboard.text(), "run python -m deploy.dashboard"
+
+
+def test_panels_do_not_overlap() -> None:
+    places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in dashboard.dashboard()["panels"]]
+    assert len(set(places)) == len(places) and max(x for x, _ in places) + 8 <= 24
+
+
+def test_legends_name_labels_of_their_queries() -> None:
+    for panel in dashboard.PANELS:
+        for legend, query in panel.queries.items():
+            query += "".join(RECORDED.get(name, "") for name in NAME.findall(query))
+            for label in re.findall(r"\{\{(\w+)\}\}", legend):
+                assert re.search(rf"\b{label}\b", query), (panel.title, label)
