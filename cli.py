@@ -165,6 +165,29 @@ def _package(given: argparse.Namespace) -> int:
     return 0
 
 
+def _tune(given: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from handlers.tuning import space_of, tune
+    from segserve.artifact import read_spec
+    from training.tuning_chart import write_tuning_svg
+
+    spec = read_spec(given.artifact)
+    plot = given.plot or Path("runs/tune") / f"{spec.name}.svg"
+    curves = {}
+    trials = tune(given.artifact, slo_p95_ms=given.slo_p95_ms)
+    for trial, best in tqdm(trials, total=space_of(spec).most_trials, unit="trial", disable=None):
+        curves[trial.name] = [(load.p95_ms, load.images_per_second) for load in trial.loads]
+        tqdm.write(f"{trial.best.images_per_second:8.1f} images/s, p95 {trial.best.p95_ms:6.0f} ms: {trial.name}")
+        write_tuning_svg(plot, curves, best=best.name, slo_p95_ms=given.slo_p95_ms)
+    how = "within" if best.meets else "at best, not within"
+    print(
+        f"{given.artifact}: {best.best.images_per_second:.1f} images/s {how} {given.slo_p95_ms:g} ms, by {best.name}; "
+        f"plot: {plot}; next: segserve package {given.artifact}"
+    )
+    return 0 if best.meets else 1
+
+
 def _predict(given: argparse.Namespace) -> int:
     from tqdm import tqdm
 
@@ -410,6 +433,13 @@ def _add_serving(commands: Commands) -> None:
     package.add_argument("--name", help="default: the artifact's own")
     package.add_argument("--version", default="1.0")
     package.add_argument("--store", type=Path, default=Path("model_store"))
+
+    tune = _add(
+        commands, "tune", _tune, "find the serving settings for a latency target, and keep them in the artifact"
+    )
+    tune.add_argument("artifact", type=Path, metavar="ARTIFACT")
+    tune.add_argument("--slo-p95-ms", type=float, required=True, metavar="N", help="the 95th percentile at most")
+    tune.add_argument("--plot", type=Path, metavar="FILE.svg", help="default: runs/tune/NAME.svg")
 
     predict = _add(commands, "predict", _predict, "predict images offline, by the same code path as the service")
     predict.add_argument("artifact", type=Path, metavar="ARTIFACT")

@@ -26,7 +26,8 @@ def test_the_pages_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     write_segmentation_set(tmp_path / "runs/demo/data/segmentation", seed=0, num_train=4, num_val=1, side=32)
     (tmp_path / "recipe.toml").write_text(TINY.replace("mobilenet_v3_large", "resnet18"))
     assert cli.main(["train", "recipe.toml"]) == 0
-    first, second = COMMANDS
+    first, second, tune = COMMANDS
+    assert tune.split()[1] == "tune"  # executed by tests/system/test_tuning.py
     run(first.replace("openvino-int8", "openvino"))
     run(second)
     found = [
