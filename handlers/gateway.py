@@ -2,13 +2,15 @@
 
 import contextlib
 import os
+import queue
 import re
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import IO
 
 from handlers import nginx
 from handlers.nginx import Place
@@ -19,6 +21,7 @@ MOST_STARTS = 5
 """Of one life of the service: what ends so often will not be helped by another start."""
 _LEASH = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.argv[1], sys.argv[1:])"
 """nginx gets SIGTERM from the kernel when the supervisor was killed and stops nothing, see prctl(2)."""
+_MOST_LINES = 10_000
 _QUERY = re.compile(r"\?[^ \"]*")
 
 
@@ -73,7 +76,8 @@ class Gateway:
             start_new_session=True,
         )
         self._starts += 1
-        threading.Thread(target=_pass_on, args=[self._process], name="nginx-log", daemon=True).start()
+        assert self._process.stdout is not None
+        pass_on(self._process.stdout, _print)
 
     def admit(self, names: frozenset[str]) -> None:
         """From now on pass requests on to these models, and refuse those to all others."""
@@ -117,14 +121,40 @@ class Gateway:
         self._process.wait()
 
 
-def _pass_on(process: "subprocess.Popen[bytes]") -> None:
+def pass_on(lines: IO[bytes], write: Callable[[str], None]) -> None:
+    """Write each line, in threads of their own, until there are no more.
+
+    nginx waits for whoever reads its log, and with it every client. So lines are read at once whatever becomes of them:
+    where `write` is too slow, they are dropped, and their number is written.
+    """
+    waiting: queue.Queue[str | None] = queue.Queue(_MOST_LINES)
+    threading.Thread(target=_read, args=[lines, waiting], name="nginx-log", daemon=True).start()
+    threading.Thread(target=_write, args=[waiting, write], name="nginx-log-out", daemon=True).start()
+
+
+def _read(lines: IO[bytes], waiting: "queue.Queue[str | None]") -> None:
+    dropped = 0
+    with lines:
+        for raw in lines:
+            try:
+                if dropped:
+                    waiting.put_nowait(f"{dropped} lines of the log were dropped, because nobody read them in time")
+                    dropped = 0
+                waiting.put_nowait(raw.decode(errors="replace").rstrip())
+            except queue.Full:
+                dropped += 1
+    waiting.put(None)
+
+
+def _write(waiting: "queue.Queue[str | None]", write: Callable[[str], None]) -> None:
+    while (line := waiting.get()) is not None:
+        with contextlib.suppress(OSError):
+            write(line)
+
+
+def _print(line: str) -> None:
     """The access log, one JSON object a line, on standard output; the rest on standard error, without queries."""
-    assert process.stdout is not None
-    with process.stdout as output:
-        for raw in output:
-            line = raw.decode(errors="replace").rstrip()
-            with contextlib.suppress(OSError):
-                if line.startswith("{"):
-                    print(line, flush=True)
-                else:
-                    print("nginx:", _QUERY.sub("?...", line), file=sys.stderr, flush=True)
+    if line.startswith("{"):
+        print(line, flush=True)
+    else:
+        print("nginx:", _QUERY.sub("?...", line), file=sys.stderr, flush=True)

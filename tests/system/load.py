@@ -58,9 +58,8 @@ async def _open_loop(url: str, *, rate: float, seconds: float, request: bytes, p
     began = time.monotonic()
     ended = began
 
-    async def send(at: float) -> Outcome:
+    async def send() -> Outcome:
         nonlocal ended
-        await asyncio.sleep(began + at - time.monotonic())
         sent = time.monotonic()
         try:
             answer = await asyncio.wait_for(_exchange(host, port, request), timeout=patience)
@@ -72,7 +71,11 @@ async def _open_loop(url: str, *, rate: float, seconds: float, request: bytes, p
             ended = now
         return found
 
-    outcomes = await asyncio.gather(*(send(number / rate) for number in range(int(rate * seconds))))
+    tasks = []
+    for number in range(int(rate * seconds)):
+        await asyncio.sleep(max(0.0, began + number / rate - time.monotonic()))
+        tasks.append(asyncio.create_task(send()))
+    outcomes = await asyncio.gather(*tasks)
     return Load(outcomes=outcomes, seconds=max(ended - began, seconds))
 
 

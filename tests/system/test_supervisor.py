@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -207,12 +208,14 @@ def test_a_hanging_java_leaves_the_ops_port_quick(two_models: Service) -> None:
     two_models.wait_ready()
 
 
-def test_java_and_workers_do_not_outlive_a_killed_supervisor(tmp_path: Path, temporary: Path) -> None:
+def test_java_nginx_and_workers_do_not_outlive_a_killed_supervisor(tmp_path: Path, temporary: Path) -> None:
+    nginx_or_skip()
     write_toy_archive(tmp_path / "store")
-    with serving(tmp_path / "store", temporary=temporary) as service:
+    with serving(tmp_path / "store", temporary=temporary, gateway={}) as service:
         service.wait_ready()
         processes = service.processes()
-        assert len(processes) == 2
+        assert {"java", "nginx"} <= {psutil.Process(pid).name() for pid in processes}
+        assert len(processes) >= 5
         service.process.kill()
         until(lambda: all(is_gone(pid) for pid in processes), 10)
 
