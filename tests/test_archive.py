@@ -14,8 +14,3 @@ def test_the_archive_carries_the_engine_and_what_chooses_it(engine_artifact: Art
     assert {f"artifact/{name}" for name in engine} <= names
     assert {"segserve/choice.py", "segserve/engines/openvino_engine.py", "handlers/adapter.py"} <= names
     assert load_artifact(tmp_path / "unpacked/artifact").digest == engine_artifact.digest
-
-
-def test_the_same_artifact_gives_the_same_bytes(engine_artifact: Artifact, tmp_path: Path) -> None:
-    first, second = (package(engine_artifact.path, store=tmp_path / name) for name in ("a", "b"))
-    assert first.read_bytes() == second.read_bytes()

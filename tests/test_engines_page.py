@@ -34,6 +34,8 @@ def test_the_pages_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         load_artifact(tmp_path / f"artifacts/{name}").spec.engine for name in ("demo-segmentation", "demo-openvino")
     ]
     assert [engine and engine.name for engine in found] == ["openvino", "openvino"]
+    examples = {path.name for path in (tmp_path / "artifacts/demo-segmentation/example").iterdir()}
+    assert {"input.png", "mask.png", "mask-openvino.png"} <= examples
 
 
 def test_the_package_and_the_image_have_the_extras_that_the_page_names() -> None:
