@@ -17,6 +17,7 @@ import torch
 from segserve.api import Request, Response
 from segserve.artifact import check_example, load_artifact
 from segserve.choice import Choice, build_engine
+from segserve.log import start_log
 from segserve.predictor import build_predictor
 from segserve.service import Service
 from segserve.spec import ServingSpec, Task
@@ -49,6 +50,7 @@ class Adapter:
 
     def initialize(self, context: Context) -> None:
         """Load the model. The worker becomes ready only if the artifact's worked example comes out as stored."""
+        start_log()
         artifact = load_artifact(Path(context.system_properties["model_dir"]) / ARTIFACT_FOLDER)
         if artifact.spec.task != self.task:
             raise ValueError(

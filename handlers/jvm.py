@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
-_LOG_LEVELS = ("INFO ", "WARN ", "ERROR ", "FATAL ")
+_LOGGED = ("INFO ", "WARN ", "ERROR ", "FATAL ", '{"time": ')
+"""How lines begin that log4j2.xml lets through: with their level, or those of the workers' own log."""
 _TAIL_LINES = 40
 
 
@@ -64,7 +65,7 @@ class Jvm:
             for raw in output:
                 line = raw.decode(errors="replace").rstrip()
                 self._tail.append(line)
-                if line.startswith(_LOG_LEVELS):
+                if line.startswith(_LOGGED):
                     with contextlib.suppress(OSError):
                         print(line, file=sys.stderr, flush=True)
 

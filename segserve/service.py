@@ -18,12 +18,14 @@ from segserve.api import Request, Response
 from segserve.artifact import Artifact
 from segserve.clock import StageClock
 from segserve.drift import AnswerCounter
+from segserve.log import LONGEST_ID
 from segserve.memory import is_out_of_memory
 from segserve.prediction import Prediction, Query, SegmentationPrediction
 from segserve.predictor import Predictor
 from segserve.problem import TITLE, Problem
 from segserve.render import Asked, render
 from segserve.tiling import TooLarge
+from segserve.trace import Trace, trace_of
 from segserve.v2 import Inference, asks_v2, read_inference
 from segserve.v2_answer import write_inference
 
@@ -49,6 +51,18 @@ class _Item:
     predictions: Sequence[Prediction] = ()
     """One a query."""
     response: Response | None = None
+    problem: str | None = None
+    """Its kind, where the response is one."""
+    trace: Trace = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.trace = trace_of(self.request.headers)
+
+    @property
+    def ids(self) -> dict[str, str | None]:
+        """By which it is found in logs."""
+        request_id = self.request.headers.get("x-request-id", "")[:LONGEST_ID]
+        return {"request_id": request_id or None, **self.trace._asdict()}
 
 
 class Service:
@@ -103,7 +117,7 @@ class Service:
         except Problem as problem:
             self._refuse(item, problem)
         except Exception as error:
-            self._refuse(item, _as_problem(error, doing="decoding"))
+            self._refuse(item, _as_problem(error, doing="decoding", item=item))
 
     def _read(self, request: Request) -> Asked | Inference:
         if asks_v2(request):
@@ -143,7 +157,7 @@ class Service:
             own = [next(outcomes) for _ in item.queries]
             error = next((outcome for outcome in own if isinstance(outcome, Exception)), None)
             if error is not None:
-                self._refuse(item, _as_problem(error, doing="predicting"))
+                self._refuse(item, _as_problem(error, doing="predicting", item=item))
                 continue
             item.predictions = cast(list[Prediction], own)
             item.clock.seconds.update(clock.seconds)
@@ -159,7 +173,7 @@ class Service:
         except Problem as problem:
             return self._refuse(item, problem)
         except Exception as error:
-            return self._refuse(item, _as_problem(error, doing="encoding"))
+            return self._refuse(item, _as_problem(error, doing="encoding", item=item))
         item.response = Response(
             status=200, content_type=content_type, headers={**self._headers(item), **headers}, body=body
         )
@@ -180,6 +194,7 @@ class Service:
 
     def _refuse(self, item: _Item, problem: Problem) -> Response:
         metrics.REJECTED.labels(self.model.name, problem.kind).inc()
+        item.problem = problem.kind
         answer = api.ProblemAnswer(
             type=f"urn:segserve:problem:{problem.kind}",
             title=TITLE[problem.kind],
@@ -220,6 +235,23 @@ class Service:
                 metrics.IMAGE_MEGAPIXELS.labels(self.model.name).observe(megapixels)
             for prediction in item.predictions:
                 self._answers.count(prediction)
+            self._log(item, seconds=now - item.arrived, batch=len(items))
+
+    def _log(self, item: _Item, *, seconds: float, batch: int) -> None:
+        sizes = [f"{query.size[1]}x{query.size[0]}" for query in item.queries]
+        fields = {
+            **item.ids,
+            "model": self.model.name,
+            "version": self.model.version,
+            "status": item.response.status if item.response else 500,
+            "problem": item.problem,
+            "bytes": len(item.response.body) if item.response else 0,
+            "images": sizes,
+            "batch": batch,
+            "seconds": round(seconds, 4),
+            "stages_ms": item.clock.milliseconds(),
+        }
+        logger.info("request", extra={"fields": fields})
 
 
 def _started_pool(size: int) -> ThreadPoolExecutor:
@@ -279,7 +311,7 @@ def _check_size(body: bytes, *, smaller: str) -> None:
         )
 
 
-def _as_problem(error: Exception, *, doing: str) -> Problem:
+def _as_problem(error: Exception, *, doing: str, item: _Item) -> Problem:
     if isinstance(error, TimeoutError):
         return Problem(
             "deadline-passed",
@@ -289,7 +321,7 @@ def _as_problem(error: Exception, *, doing: str) -> Problem:
     if isinstance(error, TooLarge):
         return Problem("too-large", str(error))
     if is_out_of_memory(error):
-        logger.warning("out of memory while %s one image", doing)
+        logger.warning("out of memory while %s one image", doing, extra={"fields": item.ids})
         return Problem("out-of-memory", "expected this image to fit in memory, but it did not: send a smaller one")
-    logger.error("%s failed", doing, exc_info=error)
+    logger.error("%s failed", doing, exc_info=error, extra={"fields": item.ids})
     return Problem("internal", f"{doing} this image failed: the server's log says why")

@@ -1,6 +1,8 @@
 """What several test files share: the seed, tiny specs and artifacts, and where the real data lies."""
 
+import logging
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 from segserve.artifact import Artifact, load_artifact, save_artifact, sha256_of, write_example_answer, write_spec
 from segserve.choice import build_engine
+from segserve.log import ROOT
 from segserve.networks import Network, build_network
 from segserve.predictor import build_predictor
 from segserve.spec import Certificate, ClassSpec, EngineSpec, ModelSpec, NetworkSpec, PreprocessSpec, Provenance, Task
@@ -95,6 +98,15 @@ def expected_probs(image_HWC: NDArray[np.uint8], spec: ModelSpec) -> NDArray[np.
 def seed() -> None:
     torch.manual_seed(0)
     np.random.seed(0)
+
+
+@pytest.fixture(autouse=True)
+def log() -> Iterator[None]:
+    """A worker's log ends with the test that began it."""
+    logger = logging.getLogger(ROOT)
+    before = logger.handlers, logger.level, logger.propagate
+    yield
+    logger.handlers, logger.level, logger.propagate = before
 
 
 @pytest.fixture

@@ -1,9 +1,11 @@
 """The rules, the dashboard and the autoscalers' queries: right by promtool, and of metrics that the service has."""
 
+import functools
 import json
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,15 +16,18 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from deploy import dashboard
 from handlers.exposition import _TORCHSERVE_FAMILIES, SupervisorMetrics, TorchServeMetrics
+from handlers.settings import ServeSettings
 from handlers.torchserve import free_port
 from segserve import metrics
 
 ROOT = Path(__file__).parents[1]
-RULES = ROOT / "deploy" / "prometheus" / "rules.yaml"
+RULES_FILE = "deploy/prometheus/rules.yaml"
+RULES = ROOT / RULES_FILE
 GROUPS = yaml.safe_load(RULES.read_text())["groups"]
 RECORDED = {rule["record"]: rule["expr"] for group in GROUPS for rule in group["rules"] if "record" in rule}
 ALERTS = {rule["alert"]: rule["expr"] for group in GROUPS for rule in group["rules"] if "alert" in rule}
 NAME = re.compile(r"\b(?:segserve|ts)[_:][a-z0-9_:]*\w")
+PAGE = (ROOT / "docs" / "observability.md").read_text()
 COMPONENTS = ROOT / "deploy" / "kubernetes" / "components"
 
 
@@ -69,11 +74,12 @@ def queries() -> dict[str, str]:
 QUERIES = queries()
 
 
-def promtool(*arguments: object) -> None:
+@functools.cache
+def promtool(*arguments: str) -> None:
     program = shutil.which("promtool")
     if program is None:
         pytest.skip("promtool is not installed (Debian package: prometheus)")
-    done = subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([program, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -98,11 +104,11 @@ def test_every_recording_is_of_use() -> None:
 
 
 def test_rules_are_valid() -> None:
-    promtool("check", "rules", RULES)
+    promtool("check", "rules", RULES_FILE)
 
 
 def test_alerts_fire_when_they_should() -> None:
-    promtool("test", "rules", RULES.with_name("rules_test.yaml"))
+    promtool("test", "rules", RULES_FILE.replace("rules.yaml", "rules_test.yaml"))
 
 
 def test_every_alert_is_tried_firing() -> None:
@@ -131,3 +137,28 @@ def test_legends_name_labels_of_their_queries() -> None:
             query += "".join(RECORDED.get(name, "") for name in NAME.findall(query))
             for label in re.findall(r"\{\{(\w+)\}\}", legend):
                 assert re.search(rf"\b{label}\b", query), (panel.title, label)
+
+
+def test_the_page_s_commands_run() -> None:
+    commands = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
+    assert {command.split()[0] for command in commands} == {"promtool", ".venv/bin/python"}
+    for command in commands:
+        if command.startswith("promtool"):
+            promtool(*command.split()[1:])
+        else:
+            assert command == ".venv/bin/python -m deploy.dashboard"
+            before = dashboard.FILE.read_bytes()
+            subprocess.run([sys.executable, "-m", "deploy.dashboard"], cwd=ROOT, check=True, timeout=60)
+            assert dashboard.FILE.read_bytes() == before
+
+
+def test_the_page_names_every_alert() -> None:
+    rows = [line.split("|")[1] for line in PAGE.splitlines() if line.startswith("| `Segserve")]
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == ALERTS.keys()
+
+
+def test_the_page_s_scrape_configuration_is_valid(tmp_path: Path) -> None:
+    [block] = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    (tmp_path / "prometheus.yml").write_text(block.replace("deploy/prometheus", str(RULES.parent)))
+    promtool("check", "config", str(tmp_path / "prometheus.yml"))
+    assert str(ServeSettings().ops_port) in block
