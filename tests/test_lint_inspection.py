@@ -327,6 +327,18 @@ def test_a_smaller_copy_in_another_split_looks_alike(tmp_path: Path) -> None:
     assert pair.distance <= 4 and pair.correlation > 0.97
 
 
+@pytest.mark.parametrize("has_folder", [False, True])
+def test_a_set_without_training_images_is_told_so(tmp_path: Path, has_folder: bool) -> None:
+    for number in range(2):
+        _save(tmp_path / f"images/val/{number}.png", np.full((40, 40, 3), 90 * number, dtype=np.uint8))
+        _save(tmp_path / f"masks/val/{number}.png", np.full((40, 40), number, dtype=np.uint8))
+    (tmp_path / "classes.json").write_text('{"classes": [{"id": 0, "name": "a"}, {"id": 1, "name": "b"}]}')
+    if has_folder:
+        (tmp_path / "images/train").mkdir()
+    (error,) = inspect(tmp_path, "segmentation").of("error")
+    assert error.sentence == "expected at least one image with its truth, but there is none"
+
+
 def test_a_clip_between_train_frames_of_the_same_drive(tmp_path: Path) -> None:
     """A window slides over a wide picture: slowly in val, in leaps in train."""
     coarse = np.random.default_rng(0).integers(0, 256, (4, 25, 3), dtype=np.uint8)

@@ -129,3 +129,16 @@ def test_thirds_come_back(tmp_path: Path) -> None:
     run.save_third(THIRDS[0], weights)
     (again,) = run.thirds()
     assert again.keys() == weights.keys() and all(torch.equal(again[name], weights[name]) for name in weights)
+
+
+def test_a_run_is_one_trainings_alone(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    with run.held(), pytest.raises(ValueError, match="to be free, but another training is at work in it"), run.held():
+        pass
+    with run.held():
+        pass
+
+
+def test_what_fails_inside_is_not_taken_for_another_training(tmp_path: Path) -> None:
+    with pytest.raises(BlockingIOError), Run(tmp_path).held():
+        raise BlockingIOError

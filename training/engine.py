@@ -59,7 +59,8 @@ def train(recipe: Recipe, *, run_dir: Path, device: torch.device | None = None) 
         `run_dir`.
 
     Raises:
-        ValueError: the data set has faults, or the run began with another recipe or other data.
+        ValueError: the data set has faults, the run began with another recipe or other data, or another training is at
+            work in its folder.
         NonFiniteLoss: the training diverged.
         Stopped: SIGTERM or SIGINT came; the last step done is saved.
     """
@@ -82,7 +83,7 @@ def train(recipe: Recipe, *, run_dir: Path, device: torch.device | None = None) 
             for note in dataset.notes:
                 _say(note)
             _say(learner.batches.place)
-        with stop_request() as request:
+        with run.held() if ranks.is_first else nullcontext(), stop_request() as request:
             _train_epochs(learner, run, dataset, request)
         if ranks.is_first:
             print(write_report(run, learner.result(), dataset, learner.history).table())

@@ -3,9 +3,11 @@
 `scores.json` is written last, so that a run which has it is finished.
 """
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,6 +97,29 @@ class Run:
         """Make the folder and write the recipe."""
         self.path.mkdir(parents=True, exist_ok=True)
         self.write(RECIPE, recipe.model_dump_json(indent=1) + "\n")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside, the folder, which must exist, is this training's alone; killed, it lets go of it.
+
+        Raises:
+            ValueError: another training holds it.
+        """
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            self._lock(descriptor)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _lock(self, descriptor: int) -> None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"expected {self.path} to be free, but another training is at work in it: wait for it, stop it, or "
+                "give this run another name"
+            ) from None
 
     def write(self, name: str, content: str | bytes) -> None:
         """Write a file so that it is there whole or not at all."""

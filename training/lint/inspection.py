@@ -432,8 +432,10 @@ def _few_scenes(split: SplitSummary, looks: Sequence[Look], scenes_N: NDArray[np
 def _recording_findings(by_split: dict[str, list[Look]], prints: dict[str, likeness.Prints]) -> Iterator[Finding]:
     """A split that continues, or lies within, what train was taken from: neighbours by number look alike there."""
     train = by_split.get("train", [])
+    if not train or likeness.order(_stems(train), prints["train"]) < ORDERED:
+        return
     for split, looks in by_split.items():
-        if split == "train" or not _readable(looks) or likeness.order(_stems(train), prints["train"]) < ORDERED:
+        if split == "train" or not _readable(looks):
             continue
         ours, theirs = _series(looks), _series(train)
         for prefix in sorted(ours.keys() & theirs.keys()):
