@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from bench.section import add_section
 from bench.tta import processor
 from segserve.spec import Task
 from training.config import Recipe, load_recipe
@@ -112,11 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"bench.ablation: {error}", file=sys.stderr)
         return 2
     section = "\n\n".join([heading(given, recipes), table(found)]) + "\n"
-    print(section)
-    if not given.out.exists():
-        given.out.write_text("# Ablations\n")
-    with given.out.open("a") as file:
-        file.write(f"\n{section}")
+    add_section(given.out, section, title="Ablations")
     return 0
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench.section import add_section
 from bench.tta import processor
 from segserve.artifact import Artifact, load_artifact
 from segserve.engines.torch_engine import TorchEngine
@@ -80,11 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"ladder: {error}", file=sys.stderr)
         return 1
     section = "\n\n".join([heading(ladder[0][0]), table(ladder)]) + "\n"
-    print(section)
-    if not given.out.exists():
-        given.out.write_text("# One recipe, many networks\n")
-    with given.out.open("a") as file:
-        file.write(f"\n{section}")
+    add_section(given.out, section, title="One recipe, many networks")
     return 0
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from bench.section import add_section
 from bench.tta import processor
 from training.config import Recipe, load_recipe
 from training.engine import train
@@ -48,11 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"bench.leave_one_out: {error}", file=sys.stderr)
         return 2
     section = "\n\n".join([heading(recipe, given), table(found)]) + "\n"
-    print(section)
-    if not given.out.exists():
-        given.out.write_text("# Leave one group out\n")
-    with given.out.open("a") as file:
-        file.write(f"\n{section}")
+    add_section(given.out, section, title="Leave one group out")
     return 0
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from bench.section import add_section
 from bench.tta import processor
 from training.config import Recipe
 from training.evaluate import Evaluation
@@ -64,11 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"bench.results: {error}", file=sys.stderr)
         return 2
     section = "\n\n".join([heading(results), table(results), *map(class_table, results)]) + "\n"
-    print(section)
-    if not given.out.exists():
-        given.out.write_text("# Recipes\n")
-    with given.out.open("a") as file:
-        file.write(f"\n{section}")
+    add_section(given.out, section, title="Recipes")
     return 0
 
 

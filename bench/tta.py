@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from bench.section import add_section
 from segserve.artifact import load_artifact
 from segserve.engines.torch_engine import TorchEngine
 from segserve.prediction import Prediction, Query
@@ -90,11 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     predictor.predict([Query(image_HWC=np.zeros((64, 64, 3), dtype=np.uint8))])
     results = [measured(predictor, dataset, given.split, *way) for way in tqdm(WAYS, unit="way", disable=None)]
     section = "\n\n".join([heading(artifact.spec.name, results[0]), gains(results), orders(results)]) + "\n"
-    print(section)
-    if not given.out.exists():
-        given.out.write_text("# Test-time augmentation: gain and cost\n")
-    with given.out.open("a") as file:
-        file.write(f"\n{section}")
+    add_section(given.out, section, title="Test-time augmentation: gain and cost")
     return 0
 
 

@@ -7,12 +7,12 @@ from datetime import date
 from importlib.metadata import version
 
 import numpy as np
-import openvino
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from segserve.engines.openvino_engine import core
 from segserve.engines.torch_engine import TorchEngine
 from segserve.networks import Network
 from segserve.prediction import SegmentationPrediction
@@ -140,6 +140,6 @@ def refuse_losses(certificate: Certificate, *, name: EngineName) -> None:
 
 def machine() -> str:
     """Processor, threads and versions."""
-    processor = openvino.Core().get_property("CPU", "FULL_DEVICE_NAME")
+    processor = core().get_property("CPU", "FULL_DEVICE_NAME")
     packages = ", ".join(f"{package} {version(package)}" for package in ("torch", "openvino"))
     return f"{processor}, {torch.get_num_threads()} thread(s), {packages}"

@@ -3,6 +3,7 @@
 Needs the optional package `openvino`: import this module only where it is installed.
 """
 
+from functools import cache
 from pathlib import Path
 
 import openvino
@@ -13,6 +14,16 @@ from torch.nn import functional
 from segserve.engines.torch_engine import Precision, fastest_precision
 
 CPU = torch.device("cpu")
+
+
+@cache
+def core() -> openvino.Core:
+    """OpenVINO itself, once a process and never given back.
+
+    Its CPU plugin gives the thread that loads it a signal stack of its own, and frees that when the last core goes: by
+    then another thread may do so, and the next signal that Python handles (SIGTERM, SIGCHLD) would end the process.
+    """
+    return openvino.Core()
 
 
 class OpenVINOEngine:
@@ -43,7 +54,7 @@ class OpenVINOEngine:
         self.name = name
         self.least_side = least_side
         self.precision: Precision = precision or fastest_precision(CPU)
-        self._compiled = openvino.Core().compile_model(
+        self._compiled = core().compile_model(
             model,
             "CPU",
             {
