@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -86,3 +88,19 @@ def test_the_predictor_says_what_it_says_with_torch(engine: OpenVINOEngine, arti
     for ours, theirs in zip(found, expected, strict=True):
         assert (ours.mask_HW == theirs.mask_HW).mean() > 0.999
         np.testing.assert_allclose(ours.mean_entropy, theirs.mean_entropy, atol=1e-3)
+
+
+def test_a_signal_is_handled_after_an_engine_went_in_another_thread(openvino_model: Path) -> None:
+    """Where OpenVINO's own core goes with it, the process ends with a segmentation fault."""
+    program = """if True:
+        import os, signal, sys, threading
+        from pathlib import Path
+        from segserve.engines.openvino_engine import OpenVINOEngine
+        signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+        engines = [OpenVINOEngine(Path(sys.argv[1]))]
+        other = threading.Thread(target=engines.clear)
+        other.start(), other.join()
+        os.kill(os.getpid(), signal.SIGUSR1)
+    """
+    done = subprocess.run([sys.executable, "-c", program, openvino_model], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
