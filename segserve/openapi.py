@@ -213,6 +213,7 @@ def _answer_content() -> Json:
 
 
 TORCHSERVE_ALSO: dict[int, str] = {
+    400: "From TorchServe, for an address above 4096 bytes or headers above 8192: options in a form have no such limit",
     413: "From TorchServe, for a body above 64 MiB: empty",
     500: "From TorchServe: the worker ended or did not answer in time; what was in its batch is lost",
     503: "From TorchServe: its queue is full, or the model has no worker; without `Retry-After`",

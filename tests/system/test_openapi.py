@@ -129,6 +129,16 @@ def test_an_unknown_model_is_answered_as_documented(service: LocalService, path:
     conforms(answer, path)
 
 
+@pytest.mark.parametrize("path", POSTS)
+@pytest.mark.parametrize("long", [{"params": {"name": "x" * 5000}}, {"headers": {"X-Segserve-Name": "x" * 9000}}])
+def test_too_long_a_head_is_answered_as_documented(service: LocalService, path: str, long: dict[str, Any]) -> None:
+    address = service.inference + path.replace("{model}", SEGMENTATION)
+    answer = httpx.post(address, content=example_png(), **long)
+    assert answer.status_code == 400
+    assert answer.headers["Content-Type"] == "application/json"
+    conforms(answer, path)
+
+
 A_FILE = "a file"
 PNG_BASE64 = base64.b64encode(example_png()).decode()
 FILES = [example_png(), example_png(), example_png(), example_png()[:-20], b"\x89PNG\r\n\x1a\n", b"GIF89a", b""]
