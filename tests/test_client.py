@@ -295,8 +295,11 @@ def test_a_service_that_comes_up_meanwhile_is_asked() -> None:
             with socket.create_server(("127.0.0.1", later)) as listener:
                 inbound, _ = listener.accept()
                 with inbound, socket.create_connection(("127.0.0.1", port)) as outbound:
-                    threading.Thread(target=lambda: pump(outbound, inbound), daemon=True).start()
+                    back = threading.Thread(target=lambda: pump(outbound, inbound))
+                    back.start()
                     pump(inbound, outbound)
+                    outbound.shutdown(socket.SHUT_RDWR)
+                    back.join()
 
         thread = threading.Thread(target=forward)
         thread.start()
