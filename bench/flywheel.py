@@ -27,6 +27,7 @@ import torch
 from matplotlib.figure import Figure
 
 from bench.hidden import Draw, Judged, draw_labels, judged, seen_by_reviewer
+from bench.section import add_section
 from bench.tta import processor
 from segserve.spec import Plan
 from training.config import PseudoSettings, Recipe, load_recipe
@@ -86,12 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "\n\n".join([_heading(given, recipe, results), scores_table(results), rounds_table(results), _targets(results)])
         + "\n"
     )
-    print(section)
-    if not given.out.exists():
-        given.out.write_text("# The flywheel\n")
     plot = given.out.with_suffix(f".{recipe.name}-{_name(given.budget)}.png")
-    with given.out.open("a") as file:
-        file.write(f"\n{section}\n![mean IoU on val by round]({plot.name})\n")
+    add_section(given.out, f"{section}\n![mean IoU on val by round]({plot.name})\n", title="The flywheel")
     _plot(plot, results)
     return 0
 
