@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from segserve.settings import explain
 from segserve.spec import Aggregate, EngineName, Plan
+from segserve.whole import write_whole
 
 if TYPE_CHECKING:
     from segserve.artifact import Artifact
@@ -122,7 +123,7 @@ def _evaluate(given: argparse.Namespace) -> int:
         print(note_evaluation(artifact, result, dataset))
     print(result.table())
     if given.json:
-        given.json.write_text(result.model_dump_json(indent=1) + "\n")
+        write_whole(given.json, result.model_dump_json(indent=1) + "\n")
     if given.html:
         dataset = open_dataset(given.dataset, artifact.spec.task, layout=given.layout)
         write_page(given.html, artifact, dataset, result)
@@ -263,7 +264,7 @@ def _apply_review(given: argparse.Namespace) -> int:
 def _export_labels(given: argparse.Namespace) -> int:
     from training.flywheel import cvat, label_studio
     from training.flywheel.exchange import export_labels
-    from training.flywheel.round import Round, write_whole
+    from training.flywheel.round import Round
 
     found = Round(given.round)
     write_whole(given.out, export_labels(found, given.to))

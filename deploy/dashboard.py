@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from segserve.whole import write_whole
+
 FILE = Path(__file__).parent / "grafana" / "segserve.json"
 Unit = Literal["short", "reqps", "s", "percentunit"]
 _WIDTH, _HEIGHT, _COLUMNS = 8, 8, 3
@@ -203,7 +205,4 @@ def text() -> str:
 
 
 if __name__ == "__main__":
-    FILE.parent.mkdir(exist_ok=True)
-    partial = FILE.with_suffix(".partial")
-    partial.write_text(text())
-    partial.rename(FILE)
+    write_whole(FILE, text())

@@ -6,8 +6,6 @@ do not compress, and zlib's versions differ) and dated 1980.
 """
 
 import json
-import os
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +19,7 @@ from segserve.artifact import Artifact, check_example, load_artifact
 from segserve.choice import build_engine
 from segserve.predictor import build_predictor
 from segserve.spec import ModelSpec
+from segserve.whole import replacing
 
 EPOCH = (1980, 1, 1, 0, 0, 0)
 STARTUP_SECONDS = 300
@@ -42,16 +41,9 @@ def package(artifact_path: Path, *, name: str | None = None, version: str = "1.0
     artifact = load_artifact(artifact_path)
     check_example(artifact, build_predictor(artifact.spec, build_engine(artifact, device="cpu")))
     name = name or artifact.spec.name
-    store.mkdir(parents=True, exist_ok=True)
     target = store / f"{name}.mar"
-    with tempfile.NamedTemporaryFile(dir=store, prefix=f".{name}.", delete=False) as file:
-        try:
-            _write_zip(Path(file.name), sorted(_entries(artifact, name, version)))
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, target)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    with replacing(target) as temporary:
+        _write_zip(temporary, sorted(_entries(artifact, name, version)))
     return target
 
 

@@ -7,7 +7,6 @@ checks that the answer comes out again, so that a wrong weight, preprocessing or
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -30,6 +29,7 @@ from segserve.prediction import Query
 from segserve.predictor import ClassificationPredictor, Predictor, SegmentationPredictor, build_predictor
 from segserve.settings import explain
 from segserve.spec import ModelSpec
+from segserve.whole import write_whole
 
 SPEC, WEIGHTS, ENGINE_FOLDER = "spec.json", "weights.safetensors", "engine"
 EXAMPLE_INPUT = "example/input.png"
@@ -82,15 +82,7 @@ def save_artifact(path: Path, spec: ModelSpec, network: nn.Module, *, example_HW
 
 def write_spec(folder: Path, spec: ModelSpec) -> None:
     """Put a spec in an artifact's folder, whole or not at all."""
-    with tempfile.NamedTemporaryFile("w", dir=folder, prefix=f".{SPEC}.", delete=False) as file:
-        try:
-            file.write(spec.model_dump_json(indent=1) + "\n")
-            os.chmod(file.name, 0o644)
-            file.close()
-            os.replace(file.name, folder / SPEC)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    write_whole(folder / SPEC, spec.model_dump_json(indent=1) + "\n")
 
 
 def load_artifact(path: Path) -> Artifact:

@@ -14,6 +14,7 @@ from segserve.predictor import Predictor
 from segserve.problem import Problem
 from segserve.render import Asked, render
 from segserve.spec import Plan
+from segserve.whole import write_whole
 
 MODEL_VERSION = "offline"
 
@@ -64,4 +65,4 @@ def _write(prediction: Prediction, query: Query, artifact: Artifact, stem: Path,
     for form in forms:
         asked = Asked(image_HWC=query.image_HWC, options=Options(format=form, tta=query.tta))  # type: ignore[arg-type]
         _, body = render(prediction, asked, spec=artifact.spec, model=model, clock=clock)
-        stem.with_name(f"{stem.name}.{form}").write_bytes(body)
+        write_whole(stem.with_name(f"{stem.name}.{form}"), body)

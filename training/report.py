@@ -7,7 +7,6 @@ Dimensions: H, W, C channels, K classes.
 
 import csv
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from segserve.engines.torch_engine import TorchEngine, best_device
 from segserve.png import encode_png
 from segserve.predictor import Predictor, build_predictor
 from segserve.spec import ClassSpec, Color, ModelSpec, Task
+from segserve.whole import write_whole
 from training.data import IGNORE, read_image
 from training.evaluate import Evaluation, Outcome, assess, measures_of, outcomes
 from training.layouts import Dataset
@@ -70,9 +70,7 @@ def write_page(path: Path, artifact: Artifact, dataset: Dataset, evaluation: Eva
         evaluation: what `training.evaluate.evaluate` found.
     """
     predictor = build_predictor(artifact.spec, TorchEngine(artifact.network, device=best_device()))
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(page_of(predictor, dataset, evaluation).html(), encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, page_of(predictor, dataset, evaluation).html())
 
 
 def page_of(

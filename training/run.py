@@ -19,6 +19,7 @@ from torch import Tensor
 
 from segserve.settings import Settings, explain
 from segserve.spec import ModelSpec
+from segserve.whole import replacing
 from training.config import Recipe
 
 RECIPE, LOG, CHECKPOINT, SCORES = "recipe.json", "log.jsonl", "checkpoint.pt", "scores.json"
@@ -123,9 +124,8 @@ class Run:
 
     def write(self, name: str, content: str | bytes) -> None:
         """Write a file so that it is there whole or not at all."""
-        temporary = self.path / f".{name}.tmp"
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        self._rename(temporary, name)
+        with self._replacing(name) as temporary:
+            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
     def write_log(self, history: Sequence[EpochLog]) -> None:
         """One JSON line an epoch."""
@@ -138,24 +138,24 @@ class Run:
             "spec": checkpoint.spec.model_dump_json(),
             "history": [entry.model_dump_json() for entry in checkpoint.history],
         }
-        temporary = self.path / f".{CHECKPOINT}.tmp"
-        torch.save(table, temporary)
-        self._rename(temporary, CHECKPOINT)
+        with self._replacing(CHECKPOINT) as temporary:
+            torch.save(table, temporary)
 
     def save_third(self, name: str, averaged: Mapping[str, Tensor]) -> None:
         """Keep the moving average as it is after a third of the epochs, in one of `THIRDS`."""
-        temporary = self.path / f".{name}.tmp"
-        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in averaged.items()}, temporary)
-        self._rename(temporary, name)
+        with self._replacing(name) as temporary:
+            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in averaged.items()}, temporary)
 
     def thirds(self) -> list[dict[str, Tensor]]:
         """The moving averages that were kept after one and two thirds of the epochs, as the recipe asks for."""
         return [load_file(self.path / name) for name in THIRDS if (self.path / name).is_file()]
 
-    def _rename(self, temporary: Path, name: str) -> None:
+    @contextmanager
+    def _replacing(self, name: str) -> Iterator[Path]:
         """Only once the content is on the disk itself, so that a power cut leaves the old file or the new one."""
-        _flush(temporary)
-        os.replace(temporary, self.path / name)
+        with replacing(self.path / name) as temporary:
+            yield temporary
+            _flush(temporary)
         _flush(self.path)
 
     def load(self) -> Checkpoint | None:

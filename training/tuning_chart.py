@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
+from segserve.whole import write_whole
 from training.charts import COLORS, Point
 
 FAINT = "#b8bec6"
@@ -14,10 +15,7 @@ FAINT = "#b8bec6"
 
 def write_tuning_svg(path: Path, curves: Mapping[str, Sequence[Point]], *, best: str, slo_p95_ms: float) -> None:
     """Write `tuning_svg`, whole or not at all; the folder is made if missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_bytes(tuning_svg(curves, best=best, slo_p95_ms=slo_p95_ms))
-    temporary.replace(path)
+    write_whole(path, tuning_svg(curves, best=best, slo_p95_ms=slo_p95_ms))
 
 
 def tuning_svg(curves: Mapping[str, Sequence[Point]], *, best: str, slo_p95_ms: float) -> bytes:

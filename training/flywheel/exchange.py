@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from segserve.answers import Region
 from segserve.png import encode_index_png
 from segserve.spec import ClassSpec
+from segserve.whole import write_whole
 from training.data import IGNORE, read_image
 from training.flywheel import cvat, label_studio
 from training.flywheel.pseudolabel import image_files
-from training.flywheel.round import Entry, Round, link, write_whole
+from training.flywheel.round import Entry, Round, link
 from training.flywheel.soft import SoftMask
 from training.layouts import Dataset, open_dataset
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from segserve.artifact import SPEC, Artifact, load_artifact
 from segserve.spec import Plan
+from segserve.whole import write_whole
 from training.config import PseudoSettings, Recipe
 from training.engine import train
 from training.evaluate import Evaluation
@@ -31,7 +32,7 @@ from training.flywheel.progress import (
 )
 from training.flywheel.pseudolabel import PIXELS, PLAN, SELECTION, Labeller, pseudolabel
 from training.flywheel.review import write_review
-from training.flywheel.round import Round, write_whole
+from training.flywheel.round import Round
 from training.flywheel.triage import PixelRule, Selection
 from training.layouts import Dataset, open_dataset
 from training.run import SCORES
@@ -83,7 +84,7 @@ def run_loop(loop: Loop, out: Path, *, rounds: int) -> list[Step]:
         page = loop_page(
             steps, classes=dataset.classes, result=result_of(steps), reason=reason or "", name=loop.recipe.name
         )
-        write_whole(out / PAGE, page.encode())
+        write_whole(out / PAGE, page)
         _say(f"{_line(steps[-1])}{f'; stops: {reason}' if reason else ''}")
     return steps
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from segserve.settings import Settings
+from segserve.whole import write_whole
 from training.data import IGNORE, read_truth
 from training.flywheel.round import Round
 from training.flywheel.soft import SoftMask
@@ -124,6 +125,4 @@ def result_of(steps: Sequence[Step]) -> Step:
 
 def write_steps(path: Path, steps: Sequence[Step]) -> None:
     """One JSON line a step."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(step.model_dump_json() + "\n" for step in steps))
-    temporary.replace(path)
+    write_whole(path, "".join(step.model_dump_json() + "\n" for step in steps))

@@ -24,9 +24,10 @@ from segserve.prediction import Query, SegmentationPrediction
 from segserve.predictor import SegmentationPredictor
 from segserve.preprocess import working_size
 from segserve.spec import Measure, ModelSpec, Plan
+from segserve.whole import write_whole
 from training.config import Layout, Recipe
 from training.data import read_image, read_truth
-from training.flywheel.round import Entry, Round, RoundOrder, link, write_whole
+from training.flywheel.round import Entry, Round, RoundOrder, link
 from training.flywheel.scores import agreement, image_scores
 from training.flywheel.soft import SoftMask
 from training.flywheel.triage import HeldOut, PixelRule, Selection, fit_thresholds

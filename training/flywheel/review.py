@@ -14,9 +14,10 @@ from PIL import Image
 
 from segserve.png import to_base64
 from segserve.spec import ClassSpec
+from segserve.whole import write_whole
 from training.data import IGNORE, read_image
 from training.flywheel.review_look import SCRIPT, STYLE
-from training.flywheel.round import Entry, Round, RoundOrder, write_whole
+from training.flywheel.round import Entry, Round, RoundOrder
 from training.flywheel.soft import SoftMask
 from training.markup import heat_map
 
@@ -29,7 +30,7 @@ FAINT = 90
 
 def write_review(found: Round) -> None:
     """Write the page of a round whose images are all done."""
-    write_whole(found.path / PAGE, review_page(found).encode())
+    write_whole(found.path / PAGE, review_page(found))
 
 
 def review_page(found: Round) -> str:

@@ -26,6 +26,7 @@ from pydantic import Field, ValidationError
 from segserve.png import encode_index_png
 from segserve.settings import Settings, explain
 from segserve.spec import ClassSpec, Plan
+from segserve.whole import replacing, write_whole
 from training.data import IGNORE
 from training.flywheel.soft import SoftMask
 from training.flywheel.triage import PixelRule, Selection, Thresholds
@@ -114,7 +115,7 @@ class Round:
         for kind in ("images", "masks"):
             (self.path / kind / "train").mkdir(parents=True, exist_ok=True)
         write_classes(self.path, order.classes)
-        write_whole(self.path / ORDER, (order.model_dump_json(indent=1) + "\n").encode())
+        write_whole(self.path / ORDER, order.model_dump_json(indent=1) + "\n")
 
     # --- the manifest ---
 
@@ -187,25 +188,13 @@ class Round:
 def write_classes(root: Path, classes: tuple[ClassSpec, ...]) -> None:
     """The `classes.json` of a data set whose masks have `IGNORE` where nothing counts."""
     table = {"classes": [entry.model_dump() for entry in classes], "ignore_index": IGNORE}
-    write_whole(root / CLASSES, (json.dumps(table, indent=1) + "\n").encode())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """So that the file is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    write_whole(root / CLASSES, json.dumps(table, indent=1) + "\n")
 
 
 def link(source: Path, target: Path) -> None:
     """The same file under another name, or, on another disk, a copy; an older one there is replaced."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source.resolve(), temporary)
-    except OSError:
-        shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
-    temporary.unlink(missing_ok=True)  # two names of one file are both left by a renaming
+    with replacing(target) as temporary:
+        try:
+            os.link(source.resolve(), temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)

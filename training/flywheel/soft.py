@@ -4,7 +4,6 @@ Dimensions: K classes, T of them that are kept, H, W.
 """
 
 import io
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segserve.prediction import SegmentationPrediction
+from segserve.whole import write_whole
 
 MOST_KEPT = 3
 """Classes of a pixel whose probabilities are kept."""
@@ -67,10 +67,7 @@ class SoftMask:
             disagreement=self.disagreement_HW,
             scale=np.float64(self.scale),
         )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_bytes(buffer.getvalue())
-        os.replace(temporary, path)
+        write_whole(path, buffer.getvalue())
 
     @classmethod
     def read(cls, path: Path) -> "SoftMask":

@@ -1,6 +1,5 @@
 """What a data set's inspection found, as values: findings, class shares, scenes, pairs that look alike."""
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Literal
 
 from segserve.settings import Settings
 from segserve.spec import Color, Task
+from segserve.whole import write_whole
 
 Kind = Literal[
     "layout",
@@ -123,9 +123,7 @@ class Report(Settings):
 
     def write(self, path: Path) -> None:
         """As JSON; what was there before is replaced."""
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        write_whole(path, self.model_dump_json(indent=1) + "\n")
 
     def text(self) -> str:
         """A table of splits, one of classes, then errors, then warnings."""

@@ -5,7 +5,6 @@ Dimensions: H, W, C channels.
 
 import base64
 import io
-import os
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from segserve.whole import write_whole
 from training.data import read_image
 from training.lint.findings import NOT_BY_FILE, ClassSummary, Finding, Kind, Report
 from training.lint.survey import StoredMask, read_stored, unpack
@@ -63,9 +63,7 @@ details ul { columns: 2; font-size: 12px; margin: 6px 0 }
 
 def write_page(report: Report, path: Path) -> None:
     """Replace the page at `path` by that of a report, whose data set must still be there."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(page(report), encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, page(report))
 
 
 def page(report: Report) -> str:

@@ -1,0 +1,51 @@
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from segserve.whole import replacing, write_whole
+
+
+@pytest.mark.parametrize("content", ["größer\n", b"\x00\xff"])
+def test_the_content_is_replaced_and_nothing_else_is_left(tmp_path: Path, content: str | bytes) -> None:
+    path = tmp_path / "file"
+    path.write_text("before")
+    write_whole(path, content)
+    assert path.read_bytes() == (content.encode() if isinstance(content, str) else content)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_exception_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("before")
+    with pytest.raises(OSError, match="disk"), replacing(path) as temporary:
+        temporary.write_text("half")
+        raise OSError("disk")
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_is_not_written_through(tmp_path: Path) -> None:
+    matters = tmp_path / "matters"
+    matters.write_text("matters")
+    path = tmp_path / "file"
+    (tmp_path / f".file.{os.getpid()}.tmp").hardlink_to(matters)
+    write_whole(path, "after")
+    assert (matters.read_text(), path.read_text()) == ("matters", "after")
+
+
+def test_until_the_end_the_old_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("before")
+    with replacing(path) as temporary:
+        temporary.write_text("after")
+        assert path.read_text() == "before"
+    assert path.read_text() == "after"
+
+
+def test_the_file_may_be_read_by_whom_any_new_file_may(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    write_whole(tmp_path / "whole", "")
+    plain, whole = (stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("plain", "whole"))
+    assert whole == plain
