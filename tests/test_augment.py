@@ -1,6 +1,7 @@
 import itertools
 import math
 import time
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,19 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as transforms
 
-from training.augment import DRAWS, Augment, Key, blur, change_colors, crop_map, draw, seed_of, seeded, warp
+from training.augment import (
+    DRAWS,
+    Augment,
+    Key,
+    blur,
+    change_colors,
+    crop_map,
+    draw,
+    foreground_pixel,
+    seed_of,
+    seeded,
+    warp,
+)
 from training.config import AugmentSettings
 from training.data import IGNORE
 
@@ -282,6 +295,61 @@ def _read(image_HW: NDArray[np.uint8], x: float, y: float, fill: int) -> float:
         is_inside = 0 <= row < image_HW.shape[0] and 0 <= column < image_HW.shape[1]
         total += (1 - abs(y - row)) * (1 - abs(x - column)) * (int(image_HW[row, column]) if is_inside else fill)
     return total
+
+
+@given(data=st.data())
+def test_a_crop_over_a_pixel_has_it_inside(data: st.DataObject) -> None:
+    height, width = (data.draw(st.integers(1, 200)) for _ in range(2))
+    pixel = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
+    drawn = draw((0, 0, data.draw(st.integers(0, 1000))))
+    chosen = EVERYTHING.model_copy(update={"rotation": 0.0, "crop": (40, 56), "scale": (1.0, 2.0)})
+    x, y, _ = np.linalg.inv(crop_map((height, width), chosen, drawn, over=pixel)) @ (pixel[1] + 0.5, pixel[0] + 0.5, 1)
+    assert 0 <= x <= 56
+    assert 0 <= y <= 40
+
+
+@pytest.mark.parametrize(("drawn", "starts"), [(0.0, (50, 60)), (0.5, (34, 44)), (0.999, (19, 29))])
+def test_that_pixel_lies_anywhere_in_the_crop(drawn: float, starts: tuple[int, int]) -> None:
+    draws = {**NOTHING_DRAWN, "top": drawn, "left": drawn}
+    map_33 = crop_map((300, 300), AugmentSettings(crop=(32, 32)), draws, over=(50, 60))
+    assert (map_33[1, 2], map_33[0, 2]) == pytest.approx(starts)
+
+
+@pytest.mark.parametrize(("pixel", "starts"), [((0, 0), (0, 0)), ((99, 1), (68, 0)), ((5, 99), (0, 68))])
+def test_a_crop_over_a_pixel_at_the_edge_stays_inside(pixel: tuple[int, int], starts: tuple[int, int]) -> None:
+    map_33 = crop_map((100, 100), AugmentSettings(crop=(32, 32)), NOTHING_DRAWN, over=pixel)
+    assert (map_33[1, 2], map_33[0, 2]) == pytest.approx(starts)
+
+
+def test_foreground_pixels_are_of_each_class_but_the_largest_equally_often() -> None:
+    mask_HW = torch.zeros(40, 40, dtype=torch.uint8)
+    mask_HW[:10] = 3
+    mask_HW[30, 20] = 7
+    mask_HW[35:] = IGNORE
+    pixels = [foreground_pixel(mask_HW, draw((0, 0, index))) for index in range(400)]
+    classes = Counter(int(mask_HW[pixel]) for pixel in pixels if pixel is not None)
+    assert classes.keys() == {3, 7}
+    assert classes.total() == 400
+    assert classes[7] == pytest.approx(200, abs=45)
+    rows = Counter(pixel[0] for pixel in pixels if pixel is not None and pixel[0] < 10)
+    assert sorted(rows) == list(range(10))
+
+
+@pytest.mark.parametrize("value", [2, IGNORE])
+def test_a_mask_of_one_class_has_no_foreground(value: int) -> None:
+    assert foreground_pixel(torch.full((5, 5), value, dtype=torch.uint8), NOTHING_DRAWN) is None
+
+
+def test_foreground_is_the_share_of_the_crops_that_are_sure_to_have_some() -> None:
+    image_CHW, mask_HW = _image(200, 200), torch.zeros(200, 200, dtype=torch.uint8)
+    mask_HW[150, 30] = 1
+    shares = {}
+    for foreground in (0.0, 0.6):
+        augment = _augment(AugmentSettings(crop=(32, 32), foreground=foreground))
+        _, masks_BHW = augment([image_CHW] * 200, [mask_HW] * 200, keys=[(0, 0, index) for index in range(200)])
+        shares[foreground] = (masks_BHW == 1).any(dim=(1, 2)).float().mean().item()
+    assert shares[0.0] < 0.1
+    assert 0.5 < shares[0.6] < 0.75
 
 
 def test_scales_are_uniform_in_their_logarithm() -> None:

@@ -49,7 +49,7 @@ def test_defaults_change_nothing(path: Path) -> None:
         "quarter_turns": False,
         "policy": "none",
         **dict.fromkeys(("rotation", "brightness", "contrast", "saturation", "hue", "blur"), 0.0),
-        **dict.fromkeys(("erasing", "mixup", "cutmix"), 0.0),
+        **dict.fromkeys(("foreground", "erasing", "mixup", "cutmix"), 0.0),
     }
 
 
@@ -117,6 +117,11 @@ def test_a_recipe_is_frozen(path: Path) -> None:
 def test_a_wrong_value_names_the_file_the_key_and_what_came(path: Path, override: str, sentence: str) -> None:
     with pytest.raises(ValueError, match=f"small.toml .with --set {re.escape(override)}.: .*{sentence}"):
         load_recipe(path, [override])
+
+
+def test_foreground_is_refused_without_masks(path: Path) -> None:
+    with pytest.raises(ValueError, match=r"augment.foreground only with masks, but got 0.5 for classification: remove"):
+        load_recipe(path, ["task=classification", 'loss.terms=[{kind="cross-entropy"}]', "augment.foreground=0.5"])
 
 
 def test_losses_on_masks_are_refused_for_classification(path: Path) -> None:

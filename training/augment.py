@@ -35,6 +35,7 @@ Key = tuple[int, int, int]
 DRAWS = (
     *("turns", "scale", "rotation", "top", "left", "hflip", "vflip"),
     *("brightness", "contrast", "saturation", "hue", "blur", "sigma"),
+    *("foreground", "class", "pixel"),
 )
 """What is drawn for every sample, in this order, whether it is used or not."""
 
@@ -47,6 +48,8 @@ LUMA = (0.299, 0.587, 0.114)
 BLUR_KERNEL, BLUR_SIGMA = 5, (0.1, 1.5)
 
 Matrix = NDArray[np.float64]
+Place = tuple[int, int]
+"""Row and column of a pixel."""
 
 QUARTER_TURN: Matrix = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
 
@@ -91,8 +94,8 @@ class Augment:
         """
         draws, crop = [draw(key) for key in keys], self.settings.crop
         maps = [
-            crop_map((image.shape[-2], image.shape[-1]), self.settings, drawn)
-            for image, drawn in zip(images, draws, strict=True)
+            crop_map((image.shape[-2], image.shape[-1]), self.settings, drawn, over=self._over(truth, drawn))
+            for image, truth, drawn in zip(images, truths, draws, strict=True)
         ]
         changed_BCHW = self._recolored(warp(images, maps, size=crop, fill=self.mean_color, mode="bilinear"), draws)
         if truths[0].dim() == 2:
@@ -121,6 +124,9 @@ class Augment:
             chosen = self.mixes[int(torch.randint(len(self.mixes), ()))]
             mixed_BCHW, shares_BK = chosen(images_BCHW.float(), labels_B.long())
         return mixed_BCHW, shares_BK
+
+    def _over(self, truth: Tensor, drawn: Mapping[str, float]) -> Place | None:
+        return foreground_pixel(truth, drawn) if drawn["foreground"] < self.settings.foreground else None
 
     def _recolored(self, images_BCHW: Tensor, draws: Sequence[Mapping[str, float]]) -> Tensor:
         """Colours and blur; float32 in, uint8 out."""
@@ -161,11 +167,26 @@ def draw(key: Key) -> dict[str, float]:
 # --- geometry ---
 
 
-def crop_map(size: Size, settings: AugmentSettings, drawn: Mapping[str, float]) -> Matrix:
+def foreground_pixel(mask_HW: Tensor, drawn: Mapping[str, float]) -> Place | None:
+    """A pixel of a class drawn evenly among a mask's, its most frequent one and `IGNORE` left out; None without any.
+
+    Foreground oversampling as in nnU-Net, Isensee et al. 2021, https://doi.org/10.1038/s41592-020-01008-z.
+    """
+    counts_K = torch.bincount(mask_HW.flatten(), minlength=IGNORE + 1)[:IGNORE]
+    classes = [index for index in counts_K.nonzero().flatten().tolist() if index != int(counts_K.argmax())]
+    if not classes:
+        return None
+    pixels_N2 = (mask_HW == classes[int(len(classes) * drawn["class"])]).nonzero()
+    row, column = pixels_N2[int(len(pixels_N2) * drawn["pixel"])].tolist()
+    return row, column
+
+
+def crop_map(size: Size, settings: AugmentSettings, drawn: Mapping[str, float], *, over: Place | None = None) -> Matrix:
     """From places (x, y, 1) in the crop to places in the image; the centre of a first pixel is (0.5, 0.5).
 
     Seen from the image: quarter turns counterclockwise; enlargement by a factor uniform in its logarithm (to whole
     pixels); rotation about the centre; a crop, at any place inside or, where the image is smaller, around it; flips.
+    The crop has the pixel `over` in it, at any place, unless rotation turned it out of the image.
     """
     turns = int(4 * drawn["turns"]) if settings.quarter_turns else 0
     angle = _between(-settings.rotation, settings.rotation, drawn["rotation"])
@@ -174,12 +195,16 @@ def crop_map(size: Size, settings: AugmentSettings, drawn: Mapping[str, float]) 
     turned = size if turns % 2 == 0 else (size[1], size[0])
     scaled = [max(1, round(side * factor)) for side in turned]
     crop_height, crop_width = settings.crop
-    top, left = _start(scaled[0], crop_height, drawn["top"]), _start(scaled[1], crop_width, drawn["left"])
-    crop_to_image: Matrix = (
+    centered_to_image: Matrix = (
         _shift(size[1] / 2, size[0] / 2)
         @ np.linalg.matrix_power(QUARTER_TURN, turns)
         @ _stretch(turned[1] / scaled[1], turned[0] / scaled[0])
         @ _rotation(angle)
+    )
+    y, x = (None, None) if over is None else _seen_at(over, centered_to_image, scaled)
+    top, left = _start(scaled[0], crop_height, drawn["top"], y), _start(scaled[1], crop_width, drawn["left"], x)
+    crop_to_image: Matrix = (
+        centered_to_image
         @ _shift(left + (crop_width - scaled[1]) / 2, top + (crop_height - scaled[0]) / 2)
         @ _stretch(_sign(settings.hflip, drawn["hflip"]), _sign(settings.vflip, drawn["vflip"]))
         @ _shift(-crop_width / 2, -crop_height / 2)
@@ -235,11 +260,21 @@ def _grid(maps_B23: Tensor, size: Size) -> Tensor:
     return (along_x_B2W[:, :, None, :] + along_y_B2H[:, :, :, None]).permute(0, 2, 3, 1)
 
 
-def _start(whole: int, part: int, drawn: float) -> int:
-    """Where a part begins that lies anywhere in the whole or, where it is the larger of the two, anywhere around it."""
+def _seen_at(pixel: Place, centered_to_image: Matrix, scaled: Sequence[int]) -> Place:
+    """Row and column of an image's pixel once the image is turned, enlarged to `scaled` and rotated."""
+    x, y, _ = np.linalg.solve(centered_to_image, [pixel[1] + 0.5, pixel[0] + 0.5, 1.0])
+    return math.floor(y + scaled[0] / 2), math.floor(x + scaled[1] / 2)
+
+
+def _start(whole: int, part: int, drawn: float, over: int | None = None) -> int:
+    """Where a part begins that lies anywhere in the whole or, where it is the larger of the two, anywhere around it.
+
+    With `over`, that place is in it, equally likely at each of its own, as far as it stays in the whole.
+    """
     room = abs(whole - part)
-    start = int(drawn * (room + 1))
-    return start if whole >= part else -start
+    if whole < part:
+        return -int(drawn * (room + 1))
+    return int(drawn * (room + 1)) if over is None else min(max(over - int(drawn * part), 0), room)
 
 
 def _sign(can_flip: bool, drawn: float) -> float:

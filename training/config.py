@@ -83,6 +83,8 @@ class AugmentSettings(Settings):
     """Largest random turn of the colour circle, either way, 0.5 being half of it."""
     blur: float = Field(default=0.0, ge=0.0, le=1.0)
     """Share of the images that are blurred."""
+    foreground: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of the crops placed over a pixel of a class drawn evenly from the mask's, its largest one left out."""
     policy: Literal["none", "randaugment", "trivialaugment"] = "none"
     """torchvision's, with its defaults, after the rest; this and what follows are for labelled images only."""
     erasing: float = Field(default=0.0, ge=0.0, le=1.0)
@@ -208,6 +210,11 @@ class Recipe(Settings):
             raise ValueError(
                 f"expected augment of segmentation without {', '.join(FOR_LABELS_ONLY)} (they change images but not "
                 f"their masks), but got {', '.join(given)}: remove them"
+            )
+        if self.task == "classification" and self.augment.foreground > 0:
+            raise ValueError(
+                f"expected augment.foreground only with masks, but got {self.augment.foreground:g} for classification: "
+                "remove it"
             )
         return self
 
