@@ -1,108 +1,189 @@
-"""How much of the bare engine's throughput arrives over HTTP, with the client on the same machine: `make bench`.
+"""segserve beside other servers with the same network, and beside the bare engine: one page of figures (`make bench`).
 
-Runs on the demo's segmentation model (`make demo` first). It is a benchmark, not a test: figures go to
-runs/bench/report.json, and into docs/benchmarks/ by hand, dated.
+    python -m bench [ARTIFACT] [--rounds 3] [--seconds 8] [--clients 16] [--only NAME,NAME] [--out FILE.md]
+
+Same image, same client, same cores. Every round measures the bare engine and the limit of the machine and starts each
+server anew, so that what disturbs the machine disturbs all; figures are medians of the rounds. Peers run with torch, as
+their documentation has it, and with our engine; their packages are installed under runs/bench. The artifact must have a
+fixed working size, and an exported engine if that is what is to be measured (docs/engines.md).
 """
 
-import json
+import argparse
+import io
 import os
-import platform
-import statistics
 import sys
+import tempfile
 import time
-import urllib.request
-from concurrent.futures import ThreadPoolExecutor
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
+from tqdm import tqdm
 
-from handlers.local_service import LocalService, local_service
-from segserve.artifact import load_artifact
-from segserve.codec import decode_image
+from bench.comparison import LOADED, Bare, Comparison, Extra, Measurement
+from bench.limit import alternating, matrix_operations, matrix_product, network_operations
+from bench.load import closed_loop, open_loop
+from bench.section import add_section
+from bench.servers import Server, ours, peers, running
+from bench.tta import processor
+from segserve.api import Request
+from segserve.artifact import EXAMPLE_INPUT, Artifact, load_artifact
+from segserve.choice import build_engine
+from segserve.engines.openvino_engine import OpenVINOEngine
 from segserve.engines.torch_engine import TorchEngine
-from segserve.prediction import Query
-from segserve.predictor import SegmentationPredictor
+from segserve.predictor import Engine, build_predictor
+from segserve.service import Service
 
-DEMO = Path("runs/demo")
-MODEL = "demo-segmentation"
-REPORT = Path("runs/bench/report.json")
-BATCH, CLIENTS, REQUESTS, REPEATS = 8, 16, 320, 5
+ARTIFACT = Path("runs/demo/artifacts/demo-segmentation")
+OUT = Path("runs/bench/page.md")
+LOG = Path("runs/bench/servers.log")
+WARM_UP_SECONDS = 2.0
 
 
-def main() -> int:
-    """Measure, print, write the report; returns the exit code."""
-    if not (DEMO / "report.json").is_file():
-        print(
-            "bench: expected the demo's models in runs/demo, but there are none: run `make demo` first", file=sys.stderr
-        )
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print, write; returns the exit code."""
+    given = _parser().parse_args(arguments)
+    try:
+        artifact = load_artifact(given.artifact)
+        image = image_of(artifact)
+    except ValueError as error:
+        print(f"bench: {error}", file=sys.stderr)
         return 2
-    image = (DEMO / "input.png").read_bytes()
-    engine = _in_process(image)
-    with local_service(DEMO / "model_store") as service:
-        address = service.predictions(MODEL)
-        _load(address, image, requests=REQUESTS // 4)
-        served = [_load(address, image, requests=REQUESTS) for _ in range(REPEATS)]
-        batch_images = _mean_batch(service)
-    throughput = statistics.median(rate for rate, _ in served)
-    latencies = sorted(latency for _, values in served for latency in values)
-    report = {
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
-        "image": "128x128 PNG in, index PNG out",
-        "predictor_images_per_second": round(engine, 1),
-        "http_images_per_second": round(throughput, 1),
-        "http_over_predictor": round(throughput / engine, 3),
-        "clients": CLIENTS,
-        "mean_batch": round(batch_images, 2),
-        "latency_ms": {"p50": _quantile(latencies, 0.5), "p95": _quantile(latencies, 0.95)},
-    }
-    REPORT.parent.mkdir(parents=True, exist_ok=True)
-    REPORT.write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report, indent=1))
+    LOG.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="segserve-bench-") as folder:
+        servers = servers_of(given, Path(folder))
+        measured, bare = measure(servers, artifact, image, given)
+        extra = ask_more(servers[0], artifact, image, given)
+    comparison = Comparison(measured=measured, bare=bare, extra=extra)
+    text = "\n".join([heading(artifact, given), comparison.table(), "", *comparison.ratios(), ""])
+    add_section(given.out, text, title="segserve beside other servers")
     return 0
 
 
-def _in_process(image: bytes) -> float:
-    """Images a second of the predictor alone, in batches, median of the repeats."""
-    artifact = load_artifact(DEMO / "artifacts" / MODEL)
-    predictor = SegmentationPredictor(artifact.spec, TorchEngine(artifact.network))
-    queries = [Query(image_HWC=decode_image(image))] * BATCH
-    predictor.predict(queries)
-    rates = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        for _ in range(4):
-            predictor.predict(queries)
-        rates.append(4 * BATCH / (time.perf_counter() - start))
-    return statistics.median(rates)
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("artifact", type=Path, nargs="?", default=ARTIFACT, metavar="ARTIFACT", help=f"({ARTIFACT})")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each load (8)")
+    parser.add_argument("--clients", type=int, default=16, help="that wait for their answers (16)")
+    parser.add_argument("--only", default="", metavar="NAME,NAME", help="peers whose names contain one of these")
+    parser.add_argument("--out", type=Path, default=OUT, metavar="FILE.md", help=f"a section is added to it ({OUT})")
+    return parser
 
 
-def _load(address: str, image: bytes, *, requests: int) -> tuple[float, list[float]]:
-    """Images a second with all clients at once, and each request's milliseconds."""
+def image_of(artifact: Artifact) -> bytes:
+    """The artifact's example at its working size, as a JPEG file.
 
-    def ask(_: int) -> float:
-        start = time.perf_counter()
-        request = urllib.request.Request(address, data=image, headers={"Content-Type": "image/png"})
-        with urllib.request.urlopen(request, timeout=60) as response:
-            response.read()
-        return (time.perf_counter() - start) * 1000
-
-    start = time.perf_counter()
-    with ThreadPoolExecutor(CLIENTS) as pool:
-        latencies = list(pool.map(ask, range(requests)))
-    return requests / (time.perf_counter() - start), latencies
-
-
-def _mean_batch(service: LocalService) -> float:
-    with urllib.request.urlopen(f"{service.ops}/metrics") as response:
-        lines = response.read().decode().splitlines()
-    label = f'{{model="{MODEL}"}}'
-    values = dict(line.rsplit(" ", 1) for line in lines if line.startswith("segserve_batch_images_") and label in line)
-    return float(values[f"segserve_batch_images_sum{label}"]) / float(values[f"segserve_batch_images_count{label}"])
+    Raises:
+        ValueError: images keep their size.
+    """
+    preprocess = artifact.spec.preprocess
+    if preprocess.resize != "always":
+        raise ValueError(
+            f"expected an artifact with a fixed working size, for peers do not resize, but {artifact.path} has "
+            f"resize = {preprocess.resize!r}: give one trained with resize = 'always'"
+        )
+    side = (preprocess.working_side, preprocess.working_side)
+    file = io.BytesIO()
+    Image.open(artifact.path / EXAMPLE_INPUT).convert("RGB").resize(side).save(file, format="JPEG", quality=90)
+    return file.getvalue()
 
 
-def _quantile(ordered: list[float], share: float) -> float:
-    return round(ordered[int(share * (len(ordered) - 1))], 1)
+def heading(artifact: Artifact, given: argparse.Namespace) -> str:
+    """What was measured, when and where."""
+    side, engine = artifact.spec.preprocess.working_side, artifact.spec.engine
+    return (
+        f"## {artifact.spec.name}, {side}x{side}, {time.strftime('%Y-%m-%d')}\n\n"
+        f"{processor()}, {os.cpu_count()} cores, torch {torch.__version__}; our engine is "
+        f"{'torch' if engine is None else engine.name}. JPEG in, index PNG out, {given.clients} clients on the same "
+        f"cores, {given.rounds} rounds of {given.seconds:g} s, medians.\n"
+    )
+
+
+def servers_of(given: argparse.Namespace, folder: Path) -> list[Server]:
+    """segserve with its engine first, then with torch, then the peers."""
+    names = given.only.split(",")
+    found = [ours(given.artifact, engine, folder=folder) for engine in ("ours", "torch")]
+    return found + [
+        peer for engine in ("ours", "torch") for peer in peers(engine) if any(name in peer.name for name in names)
+    ]
+
+
+def measure(
+    servers: Sequence[Server], artifact: Artifact, image: bytes, given: argparse.Namespace
+) -> tuple[Mapping[str, Sequence[Measurement]], Sequence[Bare]]:
+    """Every server, by its title, and the bare engine, once a round."""
+    measured, bare = defaultdict[str, list[Measurement]](list), list[Bare]()
+    with tqdm(total=given.rounds * (1 + len(servers)), disable=None) as bar:
+        for _ in range(given.rounds):
+            bar.set_description("bare engine")
+            bare.append(bare_of(artifact, image, seconds=given.seconds))
+            bar.update()
+            for server in servers:
+                bar.set_description(server.title)
+                measured[server.title].append(_measured(server, given, image))
+                bar.update()
+    return measured, bare
+
+
+def _measured(server: Server, given: argparse.Namespace, image: bytes) -> Measurement:
+    with running(server, artifact=given.artifact, image=image, log=LOG) as found:
+        closed_loop(found.target, clients=given.clients, seconds=WARM_UP_SECONDS)
+        load = closed_loop(found.target, clients=given.clients, seconds=given.seconds)
+        return Measurement(load=load, start_seconds=found.start_seconds, megabytes=found.megabytes)
+
+
+def bare_of(artifact: Artifact, image: bytes, *, seconds: float) -> Bare:
+    """The engine and the service in this process, in full batches, on all the cores that they take."""
+    engine, size = build_engine(artifact, device="cpu"), artifact.spec.serving.batch_size
+    service = Service(artifact, build_predictor(artifact.spec, engine), name="bench", version="1.0")
+    requests = [Request(headers={"content-type": "image/jpeg"}, fields={"body": image})] * size
+    images_BCHW = torch.randn(size, 3, *np.array(Image.open(io.BytesIO(image))).shape[:2])
+    precision = precision_of(engine)
+    found = alternating(
+        {
+            "engine": partial(engine, images_BCHW),
+            "service": partial(service.handle, requests),
+            "limit": matrix_product(precision),
+        },
+        seconds=seconds,
+    )
+    operations = network_operations(artifact.network.cpu(), images_BCHW)
+    return Bare(
+        engine_images_per_second=size / found["engine"],
+        service_images_per_second=size / found["service"],
+        share_of_limit=(operations / found["engine"]) / (matrix_operations() / found["limit"]),
+    )
+
+
+def precision_of(engine: Engine) -> str:
+    """In which most of its operations are done."""
+    if isinstance(engine, OpenVINOEngine) and engine.name == "openvino-int8":
+        return "int8"
+    assert isinstance(engine, OpenVINOEngine | TorchEngine)
+    return engine.precision
+
+
+def ask_more(server: Server, artifact: Artifact, image: bytes, given: argparse.Namespace) -> Extra:
+    """Latency at `LOADED` of what it can do, and what test-time augmentation costs."""
+    with running(server, artifact=given.artifact, image=image, log=LOG) as found:
+        closed_loop(found.target, clients=given.clients, seconds=WARM_UP_SECONDS)
+        plain = closed_loop(found.target, clients=given.clients, seconds=given.seconds)
+        loaded = open_loop(found.target, rate=LOADED * plain.images_per_second, seconds=4 * given.seconds, seed=0)
+        turned = replace(found.target, headers={**found.target.headers, "X-Segserve-Tta": "d4"})
+        augmented = closed_loop(turned, clients=given.clients, seconds=4 * given.seconds)
+    return Extra(
+        p50_ms=loaded.milliseconds(50),
+        p99_ms=loaded.milliseconds(99),
+        tta_cost=plain.images_per_second / augmented.images_per_second,
+    )
 
 
 if __name__ == "__main__":

@@ -8,17 +8,14 @@ beside each engine is a large matrix product of its precision, measured in the s
 """
 
 import argparse
-import statistics
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
+from bench.limit import PRECISIONS, alternating, matrix_operations, matrix_product, network_operations
 from segserve.artifact import ENGINE_FOLDER, Artifact, load_artifact
 from segserve.choice import build_engine
 from segserve.engines.openvino_engine import OpenVINOEngine
@@ -26,10 +23,6 @@ from segserve.engines.torch_engine import TorchEngine, fastest_precision
 from segserve.predictor import Engine
 from training.certificate import machine
 
-ROUNDS = 7
-PRECISIONS = ("float32", "bfloat16", "int8")
-SIDE = 2048
-"""Of the matrices."""
 CPU = torch.device("cpu")
 
 
@@ -42,7 +35,7 @@ def main() -> int:
     given = parser.parse_args()
     artifact = load_artifact(given.artifact)
     images_BCHW = torch.randn(given.batch, 3, *given.size)
-    operations = network_operations(artifact, images_BCHW)
+    operations = network_operations(artifact.network, images_BCHW)
     engines = engines_of(artifact)
     limits = {precision: matrix_product(precision) for precision in PRECISIONS}
     works: dict[str, Callable[[], object]] = {
@@ -54,21 +47,14 @@ def main() -> int:
     print(f"{artifact.spec.name}, batch {given.batch}, {given.size[0]}x{given.size[1]}, {operations / 1e9:.1f} GFLOP")
     plain = seconds["torch float32"]
     for name, (_, precision) in engines.items():
-        rate, limit = operations / seconds[name], 2 * SIDE**3 / seconds[precision]
+        rate, limit = operations / seconds[name], matrix_operations() / seconds[precision]
         print(
             f"{name:24} {given.batch / seconds[name]:8.1f} images/s {rate / 1e9:8.0f} GFLOP/s, "
             f"{plain / seconds[name]:5.2f} times torch float32, {rate / limit:5.2f} of the limit of {precision}"
         )
     for precision in limits:
-        print(f"limit: matrix product {precision:9} {2 * SIDE**3 / seconds[precision] / 1e9:8.0f} GFLOP/s")
+        print(f"limit: matrix product {precision:9} {matrix_operations() / seconds[precision] / 1e9:8.0f} GFLOP/s")
     return 0
-
-
-def network_operations(artifact: Artifact, images_BCHW: Tensor) -> int:
-    """Of one forward pass."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        artifact.network.eval()(images_BCHW)
-    return int(counter.get_total_flops())
 
 
 def engines_of(artifact: Artifact) -> dict[str, tuple[Engine, str]]:
@@ -87,26 +73,6 @@ def engines_of(artifact: Artifact) -> dict[str, tuple[Engine, str]]:
         f"openvino {precision}": (OpenVINOEngine(model, precision=precision), precision)
         for precision in ("float32", "bfloat16")
     }
-
-
-def matrix_product(precision: str) -> Callable[[], Tensor]:
-    """A call that multiplies two matrices of `SIDE` x `SIDE`; those of int8 give int32."""
-    if precision == "int8":
-        left, right = (torch.randint(-127, 128, (SIDE, SIDE), dtype=torch.int8) for _ in range(2))
-        return lambda: torch._int_mm(left, right)
-    a, b = (torch.randn(SIDE, SIDE, dtype=getattr(torch, precision)) for _ in range(2))
-    return lambda: a @ b
-
-
-def alternating(works: Mapping[str, Callable[[], object]]) -> dict[str, float]:
-    """Median seconds of each; the first round warms up."""
-    seconds: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(1 + ROUNDS):
-        for name, work in works.items():
-            start = time.perf_counter()
-            work()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(found[1:]) for name, found in seconds.items()}
 
 
 if __name__ == "__main__":

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 
+from bench.limit import network_operations
 from bench.section import add_section
 from bench.tta import processor
 from segserve.artifact import Artifact, load_artifact
@@ -58,7 +59,7 @@ class Rung:
     """Of the training alone."""
     milliseconds: float
     gigaflops: float
-    """Multiplications and additions of one forward pass, counted apart."""
+    """Of one forward pass for the first image of val."""
 
     @property
     def num_parameters(self) -> int:
@@ -140,7 +141,7 @@ def climbed(recipe: Recipe, *, root: Path) -> Rung:
         evaluation=evaluate(artifact, recipe.data.root, layout=recipe.data.layout),
         minutes=sum(entry.seconds for entry in log) / 60,
         milliseconds=milliseconds(artifact, dataset),
-        gigaflops=gigaflops(artifact, dataset),
+        gigaflops=network_operations(artifact.network.cpu(), _first_image(artifact.spec, dataset)) / 1e9,
     )
 
 
@@ -168,17 +169,11 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def gigaflops(artifact: Artifact, dataset: Dataset) -> float:
-    """Of one forward pass for the first image of val, at the size at which the network sees it."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        artifact.network.cpu().eval()(torch.zeros(1, 3, *_seen_size(artifact.spec, dataset)))
-    return counter.get_total_flops() / 1e9
-
-
-def _seen_size(spec: ModelSpec, dataset: Dataset) -> tuple[int, int]:
+def _first_image(spec: ModelSpec, dataset: Dataset) -> Tensor:
+    """Of val, at the size at which the network sees it, without its content: (1, 3, H, W)."""
     height, width, _ = read_image(dataset.split("val")[0].image).shape
     size = working_size((height, width), spec.preprocess)
-    return aligned(size, STRIDE) if spec.task == "segmentation" else size
+    return torch.zeros(1, 3, *(aligned(size, STRIDE) if spec.task == "segmentation" else size))
 
 
 def heading(rung: Rung) -> str:

@@ -1,0 +1,195 @@
+"""The servers that `python -m bench` compares: segserve and its peers, started, asked and stopped the same way."""
+
+import os
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from bench.load import Target, closed_loop
+from bench.peers import model
+from handlers.archive import package
+from handlers.torchserve import free_port
+
+ROOT = Path(__file__).parent.parent
+ENVIRONMENTS = Path("runs/bench/peers")
+REQUIREMENTS = ROOT / "bench" / "peers" / "requirements"
+START_SECONDS = 300
+STOP_SECONDS = 60
+RAW = {"Content-Type": "application/octet-stream"}
+NAME = "benched"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """How one is started and asked; PORT stands for its port."""
+
+    name: str
+    engine: model.EngineOfPeer
+    command: tuple[str, ...]
+    """After the Python of its environment."""
+    path: str
+    environment: str | None = None
+    """Of `REQUIREMENTS`; None: the project's own."""
+    headers: Mapping[str, str] = field(default_factory=lambda: RAW)
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}, {'torch fp32' if self.engine == 'torch' else 'our engine'}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """A server that answers."""
+
+    target: Target
+    start_seconds: float
+    """From the start of its process to its first answer."""
+    process: subprocess.Popen[bytes]
+
+    @property
+    def megabytes(self) -> float:
+        """Memory of the process and its descendants; shared pages count in parts (PSS)."""
+        root = psutil.Process(self.process.pid)
+        shares = [int(one.memory_full_info().pss) for one in [root, *root.children(recursive=True)]]
+        return sum(shares) / 1e6
+
+
+def peers(engine: model.EngineOfPeer) -> list[Server]:
+    """Each peer with one engine; TorchServe's stock handler runs torch only."""
+    lines = [
+        ("FastAPI and a queue", "fastapi", ("-m", "bench.peers.fastapi_app"), "/predict"),
+        ("LitServe", "litserve", ("-m", "bench.peers.litserve_app"), "/predict"),
+        ("BentoML", "bentoml", ("-m", "bentoml", "serve", "bench.peers.bentoml_app:Front", *_AT_PORT), "/predict"),
+        ("Ray Serve", "ray", ("-m", "bench.peers.ray_app"), "/predict"),
+        ("TorchServe, 10-line handler", None, ("-m", "bench.peers.torchserve_app"), "/predictions/segmenter"),
+    ]
+    found = [
+        Server(name=name, engine=engine, command=command, path=path, environment=environment)
+        for name, environment, command, path in lines
+    ]
+    found.append(
+        Server(
+            name="Triton",
+            engine=engine,
+            command=("-m", "bench.peers.triton_app"),
+            path="/v2/models/segmenter/infer",
+            environment="triton",
+            headers={**RAW, "Inference-Header-Content-Length": "0"},
+        )
+    )
+    if engine == "torch":
+        stock = ("-m", "bench.peers.torchserve_app", "stock")
+        found.append(
+            Server(name="TorchServe, image_segmenter", engine=engine, command=stock, path="/predictions/segmenter")
+        )
+    return found
+
+
+_AT_PORT = ("--host", "127.0.0.1", "--port", "PORT")
+
+
+def ours(artifact: Path, engine: model.EngineOfPeer, *, folder: Path) -> Server:
+    """segserve with an artifact, packaged in `folder`."""
+    store = folder / "store"
+    if not (store / f"{NAME}.mar").is_file():
+        package(artifact, name=NAME, store=store)
+    ports = [f"--{kind}-port={free_port()}" for kind in ("management", "ops")]
+    return Server(
+        name="segserve",
+        engine=engine,
+        command=("-m", "cli", "serve", "--store", str(store), "--inference-port=PORT", *ports),
+        path=f"/predictions/{NAME}",
+        headers={"Content-Type": "image/jpeg"},
+        variables={"SEGSERVE_ENGINE": "torch"} if engine == "torch" else {},
+    )
+
+
+@contextmanager
+def running(server: Server, *, artifact: Path, image: bytes, log: Path) -> Iterator[Running]:
+    """Start a server, wait for its first answer, and stop it and all its processes at the end."""
+    port = free_port()
+    target = Target(address=f"http://127.0.0.1:{port}{server.path}", body=image, headers=server.headers)
+    command = [str(python_of(server.environment)), *(part.replace("PORT", str(port)) for part in server.command)]
+    variables = {
+        "PYTHONPATH": str(ROOT),
+        "LD_LIBRARY_PATH": _library_path(),
+        model.ARTIFACT: str(artifact.resolve()),
+        model.ENGINE: server.engine,
+        model.PORT: str(port),
+    }
+    with log.open("ab") as file:
+        begin = time.perf_counter()
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **variables, **server.variables},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            _wait_for_answer(process, target, log=log)
+            yield Running(target=target, start_seconds=time.perf_counter() - begin, process=process)
+        finally:
+            _stop(process)
+
+
+def _library_path() -> str:
+    """pytriton's backend looks for this Python's library where the system keeps another one."""
+    return os.pathsep.join(filter(None, (sysconfig.get_config_var("LIBDIR"), os.environ.get("LD_LIBRARY_PATH"))))
+
+
+def _wait_for_answer(process: subprocess.Popen[bytes], target: Target, *, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise RuntimeError(f"expected {target.address} to answer, but its server ended: see {log}")
+        try:
+            closed_loop(target, clients=1, seconds=0.0)
+            return
+        except (OSError, RuntimeError):
+            time.sleep(0.1)
+    raise RuntimeError(f"expected {target.address} to answer within {START_SECONDS} s: see {log}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Ask it to end; what has not ended then is killed, with all that it started."""
+    everyone = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(timeout=STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    _, alive = psutil.wait_procs(everyone, timeout=5)
+    for one in alive:
+        one.kill()
+
+
+def python_of(environment: str | None) -> Path:
+    """The Python of an environment; made, with the project's packages behind its own, where it is missing."""
+    if environment is None:
+        return Path(sys.executable)
+    folder = ENVIRONMENTS / environment
+    if not (folder / "ready").is_file():
+        _make_environment(folder, REQUIREMENTS / f"{environment}.txt")
+    return folder.resolve() / "bin" / "python"
+
+
+def _make_environment(folder: Path, requirements: Path) -> None:
+    uv = str(Path(sys.executable).parent / "uv")
+    subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)], check=True)
+    variables = {**os.environ, "VIRTUAL_ENV": str(folder.resolve())}
+    subprocess.run([uv, "pip", "install", "--quiet", "-r", str(requirements)], check=True, env=variables)
+    packages = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    (packages / "project.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    (folder / "ready").touch()
