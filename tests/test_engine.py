@@ -131,7 +131,7 @@ def test_classification_trains_too(data: Path, tmp_path: Path, capsys: pytest.Ca
     assert sorted(json.loads((tmp_path / "run/scores.json").read_text())["scores"])[:2] == ["accuracy", "mean_recall"]
     told = capsys.readouterr()
     assert "epoch 1/1: loss" in told.err
-    assert "val, 8 images, tta none: accuracy" in told.out
+    assert "val, 8 images, engine torch, tta none: accuracy" in told.out
     assert "epoch 1 was chosen by these val scores, which are therefore too good" in told.out
 
 

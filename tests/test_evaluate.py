@@ -112,7 +112,8 @@ def test_the_table_shows_every_class_and_the_scores(masked: Path, spec: ModelSpe
     evaluation = _evaluate(masked, spec)
     lines = evaluation.table().splitlines()
     assert [line.split()[0] for line in lines[:5]] == ["class", "sky", "road", "tree", "car"]
-    assert lines[-1].startswith(f"val, 4 images, tta none: miou {evaluation.scores['miou']:.4f}, pixel_accuracy")
+    miou = f"{evaluation.scores['miou']:.4f}"
+    assert lines[-1].startswith(f"val, 4 images, engine torch, tta none: miou {miou}, pixel_accuracy")
     assert Evaluation.model_validate_json(evaluation.model_dump_json()) == evaluation
 
 
@@ -191,6 +192,20 @@ def test_the_command_prints_and_writes_the_same(
         "random",
         "best",
     ]
+
+
+def test_what_would_serve_is_scored_unless_another_engine_is_asked_for(
+    masked: Path, engine_artifact: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.html"
+    command = ["evaluate", str(engine_artifact.path), str(masked)]
+    assert main([*command, "--html", str(page)]) == 0
+    assert "val, 4 images, engine openvino, tta none" in capsys.readouterr().out
+    assert page.is_file()
+    assert main([*command, "--engine", "torch"]) == 0
+    assert "val, 4 images, engine torch, tta none" in capsys.readouterr().out
+    assert main([*command, "--engine", "openvino-int8"]) == 2
+    assert "to have the engine openvino-int8, but it has torch and openvino" in capsys.readouterr().err
 
 
 def test_scores_written_before_there_was_certainty_are_still_read() -> None:

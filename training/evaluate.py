@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from segserve.artifact import Artifact
-from segserve.engines.torch_engine import TorchEngine, best_device
+from segserve.choice import Choice, build_engine
+from segserve.engines.torch_engine import best_device
 from segserve.prediction import Prediction, Query, SegmentationPrediction
 from segserve.predictor import Predictor, build_predictor
 from segserve.settings import Settings
@@ -99,6 +100,8 @@ class Evaluation(Settings):
     aggregate: Aggregate
     scores: dict[str, float]
     classes: tuple[ClassScore, ...]
+    engine: str = "torch"
+    """That ran the network."""
     temperature: float = 1.0
     """The logits were divided by it."""
     selected_on: str | None = None
@@ -144,7 +147,7 @@ class Evaluation(Settings):
         how = self.tta if self.tta == "none" else f"{self.tta}, aggregate {self.aggregate}"
         totals = _named({name: self.scores[name] for name in names})
         scored = f"{self.num_scored} of {len(self.classes)} classes"
-        return f"{self.split}, {self.num_images} images, tta {how}: {totals} ({scored})"
+        return f"{self.split}, {self.num_images} images, engine {self.engine}, tta {how}: {totals} ({scored})"
 
     @property
     def figures(self) -> dict[str, float]:
@@ -204,15 +207,27 @@ def evaluate(
     split: str = "val",
     tta: Plan = "none",
     aggregate: Aggregate = "mean",
+    engine: Choice | None = None,
 ) -> Evaluation:
-    """Score an artifact on a split of a data set with the same classes.
+    """Score an artifact on a split of a data set with the same classes, by the engine that would serve it here.
+
+    Args:
+        artifact: what is scored.
+        dataset_root: the data set's folder.
+        layout: how it lies there.
+        split: of it.
+        tta: plan of test-time augmentation.
+        aggregate: how its views are joined.
+        engine: another than the one that its spec asks for.
 
     Raises:
-        ValueError: the data set has no such split, other classes, or files that cannot be read.
+        ValueError: the data set has no such split, other classes, or files that cannot be read; or the artifact has no
+            such engine.
     """
     dataset = open_dataset(dataset_root, artifact.spec.task, layout=layout)
     _check_classes(artifact.spec.classes, dataset)
-    predictor = build_predictor(artifact.spec, TorchEngine(artifact.network, device=best_device()))
+    chosen = build_engine(artifact, device=best_device(), choice=engine)
+    predictor = build_predictor(artifact.spec, chosen)
     found = outcomes(
         predictor,
         dataset.split(split),
@@ -222,7 +237,8 @@ def evaluate(
         maps=measures_of(tta),
         probabilities=True,
     )
-    return assess(found, dataset, split=split, tta=tta, aggregate=aggregate, spec=artifact.spec)
+    evaluation = assess(found, dataset, split=split, tta=tta, aggregate=aggregate, spec=artifact.spec)
+    return evaluation.model_copy(update={"engine": chosen.name})
 
 
 def measures_of(tta: Plan) -> tuple[Measure, ...]:

@@ -9,7 +9,7 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from segserve.artifact import Artifact
-from segserve.engines.torch_engine import TorchEngine, best_device
+from segserve.choice import Choice, build_engine
+from segserve.engines.torch_engine import best_device
 from segserve.png import encode_png
 from segserve.predictor import Predictor, build_predictor
 from segserve.spec import ClassSpec, Color, ModelSpec, Task
@@ -69,7 +70,8 @@ def write_page(path: Path, artifact: Artifact, dataset: Dataset, evaluation: Eva
         dataset: on which.
         evaluation: what `training.evaluate.evaluate` found.
     """
-    predictor = build_predictor(artifact.spec, TorchEngine(artifact.network, device=best_device()))
+    engine = build_engine(artifact, device=best_device(), choice=cast(Choice, evaluation.engine))
+    predictor = build_predictor(artifact.spec, engine)
     write_whole(path, page_of(predictor, dataset, evaluation).html())
 
 
