@@ -117,6 +117,7 @@ def _evaluate(given: argparse.Namespace) -> int:
         split=given.split,
         tta=given.tta,
         aggregate=given.aggregate,
+        engine=given.engine,
     )
     if given.split == SPLIT:
         dataset = open_dataset(given.dataset, artifact.spec.task, layout=given.layout)
@@ -325,6 +326,39 @@ def _serve(given: argparse.Namespace) -> int:
     )
 
 
+def _deploy(given: argparse.Namespace) -> int:
+    from handlers.comparison import Limits
+    from handlers.deployment import DeploySettings, deploy
+
+    limits = Limits(
+        min_agreement=given.min_agreement,
+        max_share_change=given.max_share_change,
+        max_slowdown=given.max_slowdown,
+    )
+    settings = DeploySettings(
+        archive=given.archive,
+        store=given.store,
+        sha256=given.sha256,
+        images=given.images,
+        requests=given.requests,
+        wait_seconds=given.wait,
+        limits=limits,
+    )
+    print(deploy(settings, say=_say))
+    return 0
+
+
+def _rollback(given: argparse.Namespace) -> int:
+    from handlers.deployment import RollbackSettings, rollback
+
+    print(rollback(RollbackSettings(model=given.model, store=given.store), say=_say))
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
 def _openapi(given: argparse.Namespace) -> int:
     from segserve.openapi import as_text
 
@@ -370,6 +404,8 @@ def _add_training(commands: Commands) -> None:
     evaluate.add_argument("--split", default="val")
     evaluate.add_argument("--tta", choices=get_args(Plan), default="none")
     evaluate.add_argument("--aggregate", choices=get_args(Aggregate), default="mean")
+    choices = ("auto", "torch", *get_args(EngineName))
+    evaluate.add_argument("--engine", choices=choices, help="another than the one that would serve it here")
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the scores there, too")
     evaluate.add_argument("--html", type=Path, metavar="FILE", help="write a page with charts and samples there")
 
@@ -462,6 +498,21 @@ def _add_serving(commands: Commands) -> None:
         metavar="gateway.toml",
         help="nginx answers at the inference port, and TorchServe on loopback only; docs/gateway.md",
     )
+
+    deploy = _add(commands, "deploy", _deploy, "let a new version answer, if it is near the one that does")
+    deploy.add_argument("archive", type=Path, metavar="NEW.mar")
+    deploy.add_argument("--store", type=Path, default=Path("model_store"), help="of the running service")
+    deploy.add_argument("--sha256", metavar="HEX", help="what the archive's digest must be")
+    deploy.add_argument("--images", type=Path, metavar="FOLDER", help="compare on these, not on requests")
+    deploy.add_argument("--requests", type=int, default=20, metavar="N", help="how many images to compare on")
+    deploy.add_argument("--wait", type=float, default=60.0, metavar="SECONDS", help="for so many requests")
+    deploy.add_argument("--min-agreement", type=float, default=0.8, metavar="SHARE", help="least, of the masks")
+    deploy.add_argument("--max-share-change", type=float, default=0.1, metavar="SHARE", help="of any class")
+    deploy.add_argument("--max-slowdown", type=float, default=1.5, metavar="FACTOR", help="of the time in the worker")
+
+    rollback = _add(commands, "rollback", _rollback, "let the version answer again that did before")
+    rollback.add_argument("model", metavar="MODEL", help="its name in the service")
+    rollback.add_argument("--store", type=Path, default=Path("model_store"), help="of the running service")
 
     _add(commands, "openapi", _openapi, "print the OpenAPI document of the HTTP interface")
 

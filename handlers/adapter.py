@@ -19,12 +19,15 @@ from segserve.artifact import check_example, load_artifact
 from segserve.choice import Choice, build_engine
 from segserve.log import start_log
 from segserve.predictor import build_predictor
+from segserve.sample import keep
 from segserve.service import Service
 from segserve.spec import ServingSpec, Task
 
 ARTIFACT_FOLDER = "artifact"
 DRAIN_FLAG = "SEGSERVE_DRAIN_FLAG"
 """Environment variable: the file whose existence says that the service is being stopped."""
+SAMPLE_FOLDER = "SEGSERVE_SAMPLE_FOLDER"
+"""Environment variable: the folder that exists while requests are to be kept, see `segserve.sample`."""
 ENGINE = "SEGSERVE_ENGINE"
 """Environment variable: the engine to take for every model, whatever its spec says."""
 
@@ -67,6 +70,8 @@ class Adapter:
         """One body a row; status, content type and headers of each go to the context."""
         requests = [_request(row, context.get_all_request_header(index)) for index, row in enumerate(rows)]
         responses = self.service.handle(requests, ready=not _draining())
+        if SAMPLE_FOLDER in os.environ:
+            keep(Path(os.environ[SAMPLE_FOLDER]), requests, responses)
         for index, response in enumerate(responses):
             _set_head(context, index, response)
         return [response.body for response in responses]

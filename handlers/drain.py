@@ -18,7 +18,6 @@ from handlers.health import Health
 from handlers.management import VersionState
 from handlers.settings import ServeSettings
 from handlers.signals import StopSignals
-from handlers.store import ServedModel
 from handlers.torchserve import RunFolder
 
 GRACE_SECONDS = 1.0
@@ -55,14 +54,16 @@ class Drain:
 
     def _pass_queues(self) -> bool:
         """Send a marker into the queue of each version of each model, and wait until all are back."""
-        markers = [threading.Thread(target=self._mark, args=[model], daemon=True) for model in self.health.models]
+        known = {(model.name, model.version) for model in self.health.models}
+        known |= {(state.name, state.version) for state in self.health.versions}
+        markers = [threading.Thread(target=self._mark, args=version, daemon=True) for version in known]
         for marker in markers:
             marker.start()
         return self._wait(lambda: not any(marker.is_alive() for marker in markers))
 
-    def _mark(self, model: ServedModel) -> None:
+    def _mark(self, name: str, version: str) -> None:
         """Any answer will do except 503, with which TorchServe refuses what a full queue cannot take."""
-        path = f"/predictions/{quote(model.name, safe='')}/{quote(model.version, safe='')}"
+        path = f"/predictions/{quote(name, safe='')}/{quote(version, safe='')}"
         host, port = self.settings.reachable_host, self.settings.inference_port
         while (seconds := self._deadline - time.monotonic()) > 0:
             connection = http.client.HTTPConnection(host, port, timeout=seconds)

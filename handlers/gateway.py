@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -16,6 +16,7 @@ from handlers import nginx
 from handlers.nginx import Place
 from handlers.settings import GatewaySettings, ServeSettings
 from handlers.torchserve import ServeError
+from segserve.whole import write_whole
 
 MOST_STARTS = 5
 """Of one life of the service: what ends so often will not be helped by another start."""
@@ -53,7 +54,8 @@ class Gateway:
         self.folder = folder
         self._unready = folder / "unready"
         self._unready.mkdir(parents=True)
-        self.admit(frozenset())
+        self._listed: dict[str, str] = {}
+        self.admit({})
         configuration = folder / "nginx.conf"
         configuration.write_text(
             nginx.configuration(settings, gateway, models, folder=folder, torchserve_port=torchserve_port)
@@ -79,14 +81,22 @@ class Gateway:
         assert self._process.stdout is not None
         pass_on(self._process.stdout, _print)
 
-    def admit(self, names: frozenset[str]) -> None:
-        """From now on pass requests on to these models, and refuse those to all others."""
+    def admit(self, versions: Mapping[str, str]) -> None:
+        """From now on pass requests on to these models, and refuse those to all others; list the version that answers.
+
+        Args:
+            versions: of the models that are ready, by name.
+        """
         for number, place in enumerate(self.models):
             flag = self._unready / str(number)
-            if place.name in names:
+            if place.name in versions:
                 flag.unlink(missing_ok=True)
             else:
                 flag.touch()
+        listed = {place.name: place.version for place in self.models} | self._listed | dict(versions)
+        if listed != self._listed:
+            self._listed = listed
+            write_whole(self.folder / "models.json", nginx.model_list(self.models, listed))
 
     def watch(self) -> None:
         """Start nginx again if it has ended.

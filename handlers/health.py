@@ -3,7 +3,7 @@
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from handlers.management import Management, VersionState
@@ -30,7 +30,8 @@ class Health:
         models: what is to be served.
         management: whom to ask.
         is_running: whether Java runs.
-        admit: is told the names of the models that are ready, each time and before anyone else sees them.
+        admit: is told the models that are ready, and which version of each answers, each time and before anyone else
+            sees them.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class Health:
         *,
         management: Management,
         is_running: Callable[[], bool],
-        admit: Callable[[frozenset[str]], None] = lambda names: None,
+        admit: Callable[[Mapping[str, str]], None] = lambda versions: None,
     ) -> None:
         self.models = models
         self.is_running = is_running
@@ -47,6 +48,7 @@ class Health:
         self._admit = admit
         self._management = management
         self._names = tuple(dict.fromkeys(model.name for model in models))
+        self._stored = {(model.name, model.version) for model in models}
         self._started = time.monotonic()
         self._snapshot: _Snapshot | None = None
         self._closed = threading.Event()
@@ -85,12 +87,15 @@ class Health:
         """Archives that TorchServe has read and not taken. It never tries them again."""
         if self._snapshot is None:
             return []
-        loaded = {(state.name, state.version) for state in self._snapshot.versions}
-        return [model for model in self.models if (model.name, model.version) not in loaded]
+        versions = self._snapshot.versions
+        loaded, deployed = {(state.name, state.version) for state in versions}, self._deployed(versions)
+        return [
+            model for model in self.models if (model.name, model.version) not in loaded and model.name not in deployed
+        ]
 
     def is_ready(self, name: str) -> bool:
-        """Whether some version of this model has a worker."""
-        return self.is_running() and name in _ready_names(self.versions)
+        """Whether the version of this model that answers has a worker."""
+        return self.is_running() and name in _ready(self.versions)
 
     def reasons(self) -> list[str]:
         """Why the service is not ready; empty if it is."""
@@ -101,14 +106,29 @@ class Health:
         if not self.versions:
             return ["TorchServe does not answer"]
         refused = [f"model {model}: TorchServe did not take {model.archive}" for model in self.refused()]
-        return refused + [_reason(state) for state in self.versions if not state.workers["ready"]]
+        return refused + [_reason(state) for state in self._needed() if not state.workers["ready"]]
+
+    def _needed(self) -> list[VersionState]:
+        """Those that answer, and what was there from the start: not what stands beside a version deployed later."""
+        versions = self.versions
+        deployed = self._deployed(versions)
+        return [
+            state
+            for state in versions
+            if state.is_default or ((state.name, state.version) in self._stored and state.name not in deployed)
+        ]
+
+    def _deployed(self, versions: tuple[VersionState, ...]) -> set[str]:
+        """Models of which another version answers than any of the start."""
+        answering = {(state.name, state.version) for state in versions if state.is_default}
+        return {name for name, _ in answering - self._stored}
 
     def _watch(self) -> None:
         while not self._closed.is_set():
             snapshot = self._snapshot
             with contextlib.suppress(OSError, ValueError):
                 snapshot = _Snapshot(time.monotonic(), self._management.versions(self._names))
-            self._admit(_ready_names(_fresh(snapshot)))
+            self._admit(_ready(_fresh(snapshot)))
             self._snapshot = snapshot
             self._closed.wait(0.2 if self.reasons() else 2.0)
 
@@ -117,8 +137,8 @@ def _fresh(snapshot: _Snapshot | None) -> tuple[VersionState, ...]:
     return snapshot.versions if snapshot and time.monotonic() - snapshot.at < STALE_SECONDS else ()
 
 
-def _ready_names(versions: tuple[VersionState, ...]) -> frozenset[str]:
-    return frozenset(state.name for state in versions if state.workers["ready"])
+def _ready(versions: tuple[VersionState, ...]) -> dict[str, str]:
+    return {state.name: state.version for state in versions if state.is_default and state.workers["ready"]}
 
 
 def _reason(state: VersionState) -> str:

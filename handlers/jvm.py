@@ -9,7 +9,10 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+
+from handlers import landlock
 
 _PR_SET_PDEATHSIG = 1
 _LOGGED = ("INFO ", "WARN ", "ERROR ", "FATAL ", '{"time": ')
@@ -24,7 +27,9 @@ class Jvm:
     tools, "Model server started.") is only kept for `tail`.
     """
 
-    def __init__(self, command: Sequence[str], *, environment: Mapping[str, str], folder: Path) -> None:
+    def __init__(
+        self, command: Sequence[str], *, environment: Mapping[str, str], folder: Path, ruleset: int | None = None
+    ) -> None:
         self._process = subprocess.Popen(
             command,
             env=environment,
@@ -33,7 +38,7 @@ class Jvm:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            preexec_fn=partial(_begin, ruleset) if sys.platform == "linux" else None,
         )
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._reader = threading.Thread(target=self._read, name="torchserve-log", daemon=True)
@@ -70,9 +75,16 @@ class Jvm:
                         print(line, file=sys.stderr, flush=True)
 
 
+def _begin(ruleset: int | None) -> None:
+    """Runs between fork and exec."""
+    _die_with_parent()
+    if ruleset is not None:
+        landlock.restrict(ruleset)
+
+
 def _die_with_parent() -> None:
     """Let the kernel end Java when the supervisor was killed and ends nothing. The workers follow: their socket closes.
 
-    Runs between fork and exec, see prctl(2). The signal comes when the thread that started Java ends: the main thread.
+    See prctl(2). The signal comes when the thread that started Java ends: the main thread.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

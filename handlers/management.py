@@ -1,11 +1,12 @@
-"""A client of TorchServe's management API: how many workers each model has, in which state, and what is queued."""
+"""A client of TorchServe's management API: versions of models, their workers and what is queued; and to change them."""
 
+import contextlib
 import http.client
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from pydantic import BaseModel, Field, TypeAdapter
 
@@ -52,6 +53,8 @@ class VersionState:
     pending: int
     batch_delay_seconds: float
     """How long TorchServe may hold the first request of a batch back to fill the batch."""
+    is_default: bool = True
+    """Requests that name no version go to it."""
 
 
 class Management:
@@ -76,14 +79,50 @@ class Management:
         finally:
             connection.close()
 
+    def register(self, archive: str) -> None:
+        """Load an archive of TorchServe's store, under the name and version in its manifest; its workers start later.
+
+        Raises:
+            RuntimeError: TorchServe does not take it.
+            OSError: it did not answer.
+        """
+        self._command("POST", f"/models?{urlencode({'url': archive, 'synchronous': 'false'})}")
+
+    def set_default(self, name: str, version: str) -> None:
+        """From now on requests that name no version go to this one; raises as `register`."""
+        self._command("PUT", f"{_path(name)}/{quote(version, safe='')}/set-default")
+
+    def unregister(self, name: str, version: str) -> None:
+        """End this version's workers and forget it, unless it is the default; raises as `register`."""
+        self._command("DELETE", f"{_path(name)}/{quote(version, safe='')}")
+
+    def _command(self, method: str, path: str) -> None:
+        connection = http.client.HTTPConnection(LOOPBACK, self.port, timeout=self.timeout)
+        with contextlib.closing(connection):
+            connection.request(method, path)
+            answer = connection.getresponse()
+            body = answer.read().decode(errors="replace")
+        if answer.status >= 300:
+            raise RuntimeError(f"expected TorchServe to take {method} {path}, but it answered {answer.status}: {body}")
+
     def _model_versions(self, connection: http.client.HTTPConnection, name: str) -> list[VersionState]:
-        connection.request("GET", f"/models/{quote(name, safe='')}/all")
-        answer = connection.getresponse()
-        body = answer.read()
-        return [_state(found) for found in _DESCRIPTIONS.validate_json(body)] if answer.status == 200 else []
+        found = _describe(connection, f"{_path(name)}/all")
+        default = _describe(connection, _path(name)) if len(found) > 1 else found
+        return [_state(version, is_default=version.version == default[0].version) for version in found if default]
 
 
-def _state(found: _Description) -> VersionState:
+def _path(name: str) -> str:
+    return f"/models/{quote(name, safe='')}"
+
+
+def _describe(connection: http.client.HTTPConnection, path: str) -> list[_Description]:
+    connection.request("GET", path)
+    answer = connection.getresponse()
+    body = answer.read()
+    return _DESCRIPTIONS.validate_json(body) if answer.status == 200 else []
+
+
+def _state(found: _Description, *, is_default: bool) -> VersionState:
     states = [worker.state for worker in found.workers]
     return VersionState(
         name=found.name,
@@ -91,6 +130,7 @@ def _state(found: _Description) -> VersionState:
         workers={state: states.count(state) for state in WORKER_STATES},
         pending=found.queue.pending,
         batch_delay_seconds=found.batch_delay_ms / 1000,
+        is_default=is_default,
     )
 
 

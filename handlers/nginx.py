@@ -131,7 +131,6 @@ def configuration(
         connections_of_a_client=gateway.connections,
         places=_lines(_place_lines(models), indent=8),
         models=_lines((f"{n} {_quoted(quote(place.name, safe=''))};" for n, place in enumerate(models)), indent=8),
-        model_list=_inside(_model_list(models)),
         listen=f"{settings.host}:{settings.inference_port}" + (" ssl" if gateway.certificate else ""),
         tls=_lines(_tls(gateway), indent=8),
         trusted_proxies=_lines(_trusted_proxies(gateway), indent=8),
@@ -175,9 +174,10 @@ def _address(place: Place) -> str:
     return place.name if place.task is None else f"{place.name} ({PATHS[place.task]})"
 
 
-def _model_list(models: Sequence[Place]) -> str:
+def model_list(models: Sequence[Place], versions: Mapping[str, str]) -> str:
+    """The answer to GET /v1/models; the version of each by its name."""
     return json.dumps(
-        {"models": [{"name": place.name, "version": place.version, "task": place.task} for place in models]}
+        {"models": [{"name": place.name, "version": versions[place.name], "task": place.task} for place in models]}
     )
 
 

@@ -1,5 +1,6 @@
-"""The archives to be served: which they are, and the names their manifests give."""
+"""The archives to be served: which they are, the names their manifests give, and the digests they must have."""
 
+import hashlib
 import json
 import os
 import re
@@ -14,6 +15,8 @@ import yaml
 from handlers.settings import ServeSettings
 from segserve.spec import Task
 
+SUMS = "SHA256SUMS"
+"""A store's file, as sha256sum writes it. Where there is one, each archive's digest must stand in it."""
 _MANIFEST = "MAR-INF/MANIFEST.json"
 _FILE_NAME = re.compile(r"\w[\w.+-]*\.mar")
 """TorchServe splits its list of models at commas and equals signs."""
@@ -41,9 +44,10 @@ def served_models(settings: ServeSettings) -> tuple[ServedModel, ...]:
     """Read the manifest of each archive that is to be served.
 
     Raises:
-        ValueError: the store or an archive is missing, an archive cannot be read, or two are the same version.
+        ValueError: the store or an archive is missing, an archive cannot be read, is not the one that `SUMS` names, or
+            two are the same version.
     """
-    models = tuple(_read_archive(path) for path in _archives(settings))
+    models = tuple(_read_checked(path) for path in _archives(settings))
     for number, model in enumerate(models):
         for other in models[:number]:
             if (model.name, model.version) == (other.name, other.version):
@@ -86,11 +90,68 @@ def _listed(store: Path) -> list[str]:
         ) from error
 
 
-def _read_archive(path: Path) -> ServedModel:
+def listed_digests(store: Path) -> frozenset[str] | None:
+    """Those in the store's `SUMS`; None: it has none."""
+    try:
+        lines = (store / SUMS).read_text().splitlines()
+    except FileNotFoundError:
+        return None
+    return frozenset(line.split()[0].lower() for line in lines if line.strip())
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def put(store: Path, archive: str, new: Path) -> None:
+    """Let `new`, which lies in the store, take the place of an archive, which is kept as `previous`.
+
+    Both names stand for a whole file at every moment, also where `new` is what was kept.
+    """
+    kept = store / f".{archive}.kept"
+    kept.unlink(missing_ok=True)
+    os.link(store / archive, kept)
+    os.replace(new, store / archive)
+    os.replace(kept, previous(store, archive))
+
+
+def previous(store: Path, archive: str) -> Path:
+    """Where the archive is kept that was served before; its name makes no archive of it."""
+    return store / f"{archive}.previous"
+
+
+def _read_checked(path: Path) -> ServedModel:
+    """The name and the digest must be right before anything is read."""
+    _check_name(path)
+    check_listed(path)
+    return read_archive(path)
+
+
+def check_listed(path: Path) -> None:
+    """A ValueError says that the archive's digest does not stand in its store's `SUMS`, if there is one."""
+    digests = listed_digests(path.parent)
+    if digests is not None and digest_of(path) not in digests:
+        raise ValueError(
+            f"expected the SHA-256 of {path} to stand in {path.parent / SUMS}, but it does not: put the archive there "
+            f"that was meant, or, if it is, write the file again with `sha256sum *.mar > {SUMS}`"
+        )
+
+
+def _check_name(path: Path) -> None:
     if not _FILE_NAME.fullmatch(path.name) or ".." in path.name:
         raise ValueError(
             f"expected an archive's file name of letters, digits and . _ + -, but got {path.name!r}: rename the file"
         )
+
+
+def read_archive(path: Path) -> ServedModel:
+    """What an archive's manifest and configuration say.
+
+    Raises:
+        ValueError: it cannot be read, or is none.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             model = json.loads(archive.read(_MANIFEST))["model"]

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from handlers import nginx, torchserve
+from handlers import landlock, nginx, running, torchserve
 from handlers.drain import Drain
 from handlers.exposition import Scrape, SupervisorMetrics, TorchServeMetrics, WorkerMetrics
 from handlers.gateway import Gateway
@@ -101,6 +101,8 @@ class _Service:
             self._started(gateway),
         ):
             if self._until_ready(jvm, health, gateway):
+                self.folder.withdraw()
+                running.announce(self.folder, settings=self.settings, inner=self.inner)
                 self._announce()
                 self._until_signal(jvm, gateway)
             elif health.reasons():
@@ -127,14 +129,19 @@ class _Service:
         """Started before any thread is, because a copy of a threaded process must not do much between fork and exec."""
         java = torchserve.find_java(os.environ)
         torchserve.leave_forms_unparsed(self.folder)
+        torchserve.take_no_folders(self.folder)
+        for model in self.models:
+            self.folder.offer(self.settings.store / model.archive, name=model.archive)
         self.folder.properties.write_text(torchserve.properties_text(self.inner, metrics_port=self.metrics_port))
         names = ", ".join(str(model) for model in self.models)
         _say(f"starting TorchServe {torchserve.version()} on Java {java.version} with {names}")
-        jvm = Jvm(
-            torchserve.command(self.inner, self.models, folder=self.folder, java=java),
-            environment=torchserve.environment(os.environ, folder=self.folder),
-            folder=self.folder.root,
-        )
+        with _protected(self.settings.store) as ruleset:
+            jvm = Jvm(
+                torchserve.command(self.models, folder=self.folder, java=java),
+                environment=torchserve.environment(os.environ, folder=self.folder),
+                folder=self.folder.root,
+                ruleset=ruleset,
+            )
         try:
             yield jvm
         finally:
@@ -147,7 +154,7 @@ class _Service:
             self.models,
             management=management,
             is_running=lambda: jvm.is_running,
-            admit=gateway.admit if gateway else lambda names: None,
+            admit=gateway.admit if gateway else lambda versions: None,
         )
         health.start()
         try:
@@ -202,6 +209,7 @@ class _Service:
             gateway.stop(seconds=GATEWAY_STOP_SECONDS)
 
     def _watch(self, gateway: Gateway | None) -> None:
+        running.forget_left_sample(self.folder)
         if gateway is not None:
             gateway.watch()
             self.throughput.sample()
@@ -248,7 +256,7 @@ def _behind_gateway(settings: ServeSettings) -> ServeSettings:
 @contextlib.contextmanager
 def _run_folder() -> Iterator[RunFolder]:
     try:
-        root = Path(tempfile.mkdtemp(prefix="segserve-"))
+        root = Path(tempfile.mkdtemp(prefix=running.PREFIX))
     except OSError as error:
         raise ServeError(f"expected a temporary folder with room in it, but got: {error}; set TMPDIR to one") from error
     try:
@@ -262,6 +270,19 @@ def _run_folder() -> Iterator[RunFolder]:
         yield folder
     finally:
         shutil.rmtree(root, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _protected(store: Path) -> Iterator[int | None]:
+    """By which TorchServe and its workers cannot write to the store."""
+    ruleset = landlock.protect(store)
+    if ruleset is None:
+        _say("this system has no Landlock (Linux 6.2): nothing but file permissions keeps workers from the model store")
+    try:
+        yield ruleset
+    finally:
+        if ruleset is not None:
+            os.close(ruleset)
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ LOOPBACK = "127.0.0.1"
 _CONFIG = Path(__file__).parent / "config"
 _FORMS = (b"application/x-www-form-urlencoded", b"multipart/form-data")
 _HEADER_VALUES = "io/netty/handler/codec/http/HttpHeaderValues.class"
+_ARCHIVE = "org/pytorch/serve/archive/model/ModelArchive.class"
 
 
 class ServeError(Exception):
@@ -69,10 +70,40 @@ class RunFolder:
         """While this file exists, handlers answer every new request with 503."""
         return self.root / "drain"
 
+    @property
+    def store(self) -> Path:
+        """TorchServe's model store: links to the archives that it is to load, only while it loads them."""
+        return self.root / "store"
+
+    @property
+    def sample(self) -> Path:
+        """Exists while a deployment asks for requests, see `segserve.sample`."""
+        return self.root / "sample"
+
+    @property
+    def announcement(self) -> Path:
+        """How the service is reached, see `handlers.running`."""
+        return self.root / "service.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the one command that changes what is served."""
+        return self.root / "lock"
+
     def make(self) -> None:
         """Create the folders inside the root."""
         self.temporary.mkdir()
         self.metrics.mkdir()
+        self.store.mkdir()
+
+    def offer(self, archive: Path, *, name: str) -> None:
+        """Let TorchServe load `archive` under a file name."""
+        (self.store / name).symlink_to(archive.resolve())
+
+    def withdraw(self) -> None:
+        """TorchServe has loaded what it is to load; nobody else may have it load anything."""
+        for link in self.store.iterdir():
+            link.unlink()
 
 
 @dataclass(frozen=True)
@@ -137,7 +168,7 @@ def properties_text(settings: ServeSettings, *, metrics_port: int) -> str:
     )
 
 
-def command(settings: ServeSettings, models: tuple[ServedModel, ...], *, folder: RunFolder, java: Java) -> list[str]:
+def command(models: tuple[ServedModel, ...], *, folder: RunFolder, java: Java) -> list[str]:
     """The command line of TorchServe's Java process."""
     site_packages = _torchserve_home()
     return [
@@ -161,7 +192,7 @@ def command(settings: ServeSettings, models: tuple[ServedModel, ...], *, folder:
         "org.pytorch.serve.ModelServer",
         *("--python", sys.executable),
         *("--ts-config-file", str(folder.properties)),
-        *("--model-store", str(settings.store.resolve())),
+        *("--model-store", str(folder.store)),
         *("--workflow-store", str(folder.root)),
         "--no-config-snapshot",
         *("--models", *(model.archive for model in models)),
@@ -175,15 +206,28 @@ def leave_forms_unparsed(folder: RunFolder) -> None:
     nearly any image sent by curl's --data-binary, whose default is a urlencoded form. With this table before its own
     they reach the handler as they were sent. A name of the same length leaves the rest of the class as it is.
     """
+    _write_class(_HEADER_VALUES, {form: b"x-segserve/".ljust(len(form), b"-") for form in _FORMS}, folder=folder)
+
+
+def take_no_folders(folder: RunFolder) -> None:
+    """Write a copy of TorchServe's reader of archives that takes no folder for one.
+
+    Registering is on, for `segserve deploy`. Whoever reaches the management port could else have any folder of this
+    machine, which a URL may name, run as a model. Java keeps a name with its length before it.
+    """
+    _write_class(_ARCHIVE, {b"\0\x0bisDirectory": b"\0\x06isFile"}, folder=folder)
+
+
+def _write_class(name: str, replaced: Mapping[bytes, bytes], *, folder: RunFolder) -> None:
     with zipfile.ZipFile(_jar()) as archive:
-        table = archive.read(_HEADER_VALUES)
-    for form in _FORMS:
-        if table.count(form) != 1:
-            raise ServeError(f"expected {form.decode()} once in {_HEADER_VALUES}: install torchserve==0.12.0 again")
-        table = table.replace(form, b"x-segserve/".ljust(len(form), b"-"))
-    target = folder.classes / _HEADER_VALUES
+        content = archive.read(name)
+    for before, after in replaced.items():
+        if content.count(before) != 1:
+            raise ServeError(f"expected {before!r} once in {name}: install torchserve==0.12.0 again")
+        content = content.replace(before, after)
+    target = folder.classes / name
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(table)
+    target.write_bytes(content)
 
 
 def environment(inherited: Mapping[str, str], *, folder: RunFolder) -> dict[str, str]:
@@ -196,6 +240,7 @@ def environment(inherited: Mapping[str, str], *, folder: RunFolder) -> dict[str,
     kept = {name: value for name, value in inherited.items() if name not in left_out and not name.startswith("TS_")}
     return kept | {
         "SEGSERVE_DRAIN_FLAG": str(folder.drain_flag),
+        "SEGSERVE_SAMPLE_FOLDER": str(folder.sample),
         "PROMETHEUS_MULTIPROC_DIR": str(folder.metrics),
         "PYTHONUNBUFFERED": "1",
     }

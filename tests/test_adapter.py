@@ -8,6 +8,7 @@ import torch
 
 from handlers import adapter
 from handlers.adapter import Adapter, _share_cores
+from segserve import sample
 from segserve.artifact import Artifact
 from segserve.spec import ServingSpec
 
@@ -79,6 +80,24 @@ def test_cores_are_shared_out_among_the_workers(
     _share_cores(serving)
     assert asked == [expected]
     assert adapter.ENGINE == "SEGSERVE_ENGINE"
+
+
+def test_answered_images_are_kept_while_a_deployment_asks(
+    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEGSERVE_ENGINE", "torch")
+    monkeypatch.setenv("SEGSERVE_SAMPLE_FOLDER", str(tmp_path / "sample"))
+    worker = SegmentationAdapter()
+    worker.initialize(context)
+    monkeypatch.setattr(Context, "get_all_request_header", lambda *_: {"X-Segserve-TTA": "hflip"})
+    for name in ("status", "content_type", "header"):
+        monkeypatch.setattr(Context, f"set_response_{name}", lambda *_: None)
+    image = (tmp_path / "artifact/example/input.png").read_bytes()
+    rows = [{"body": b"no image"}, {"body": bytearray(image)}]
+    worker.handle(rows, context)
+    sample.ask(tmp_path / "sample", count=2)
+    worker.handle(rows, context)
+    assert list(sample.kept(tmp_path / "sample")) == [(image, sample.Views(tta="hflip"))]
 
 
 def test_one_worker_takes_what_torch_takes(monkeypatch: pytest.MonkeyPatch) -> None:

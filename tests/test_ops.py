@@ -4,7 +4,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
@@ -36,10 +36,13 @@ def description(version: str, *, statuses: tuple[str, ...], pid: int = -1, pendi
 
 class _Recorded(BaseHTTPRequestHandler):
     descriptions: ClassVar[list[dict[str, Any]]] = []
+    default: ClassVar[int] = 0
+    """Which of them answers requests that name no version."""
 
     def do_GET(self) -> None:
-        assert self.path == "/models/toy/all"
-        body = json.dumps(self.descriptions).encode()
+        assert self.path in ("/models/toy/all", "/models/toy")
+        asked = self.descriptions if self.path.endswith("/all") else self.descriptions[self.default :][:1]
+        body = json.dumps(asked).encode()
         self.send_response(200 if self.descriptions else 404)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -56,10 +59,16 @@ class Ops:
         self.running = True
         self.port = free_port()
         management = Management(management_port, timeout=1)
-        self.health = Health(MODELS, management=management, is_running=lambda: self.running)
+        self.admitted: dict[str, str] = {}
+        self.health = Health(
+            MODELS, management=management, is_running=lambda: self.running, admit=lambda ready: self._admit(ready)
+        )
         metrics = Scrape(SupervisorMetrics(self.health), TorchServeMetrics(free_port(), timeout=0.5))
         self.server = OpsServer("127.0.0.1", self.port, health=self.health, metrics=metrics)
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}")
+
+    def _admit(self, ready: Mapping[str, str]) -> None:
+        self.admitted = dict(ready)
 
     def wait_for(self, reasons: list[str]) -> None:
         deadline = time.monotonic() + 5
@@ -69,11 +78,11 @@ class Ops:
 
 
 @contextmanager
-def serving(*descriptions: dict[str, Any]) -> Iterator[Ops]:
+def serving(*descriptions: dict[str, Any], default: int = 0) -> Iterator[Ops]:
     class Answers(_Recorded):
         pass
 
-    Answers.descriptions = list(descriptions)
+    Answers.descriptions, Answers.default = list(descriptions), default
     management = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
     threading.Thread(target=management.serve_forever, args=[0.05], daemon=True).start()
     ops = Ops(management.server_address[1])
@@ -114,6 +123,32 @@ def test_a_version_without_a_worker_is_a_reason() -> None:
         answer = ops.client.get("/ready")
     assert (answer.status_code, answer.json()["status"]) == (503, "unready")
     assert int(answer.headers["Retry-After"]) > 0
+
+
+READY_2_0 = description("2.0", statuses=("READY",))
+LOADING_2_0 = description("2.0", statuses=("UNLOADING",))
+DEAD_1_1 = description("1.1", statuses=("UNLOADING",))
+
+
+def test_a_version_that_loads_beside_those_of_the_start_is_no_reason() -> None:
+    with serving(*READY, LOADING_2_0) as ops:
+        ops.wait_for([])
+        assert ops.health.refused() == []
+        assert ops.admitted == {"toy": "1.0"}
+        assert set(ops.client.get("/ready").json()["models"]["toy"]) == {"1.0", "1.1", "2.0"}
+
+
+def test_once_another_version_answers_it_alone_decides() -> None:
+    """What was there at the start may have been unloaded, or have lost its worker."""
+    with serving(DEAD_1_1, READY_2_0, default=1) as ops:
+        ops.wait_for([])
+        assert ops.health.refused() == []
+        assert ops.admitted == {"toy": "2.0"}
+        assert ops.health.is_ready("toy")
+    with serving(READY[0], LOADING_2_0, default=1) as ops:
+        ops.wait_for(["model toy 2.0: no worker is ready (0 ready, 1 loading, 0 other)"])
+        assert ops.admitted == {}
+        assert not ops.health.is_ready("toy")
 
 
 def test_a_worker_whose_process_ended_is_not_loading() -> None:

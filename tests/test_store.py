@@ -1,6 +1,7 @@
 import errno
 import json
 import re
+import subprocess
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 
 from handlers.settings import ServeSettings
-from handlers.store import ServedModel, served_models
+from handlers.store import ServedModel, previous, put, served_models
 
 
 def write_archive(path: Path, manifest: Any) -> None:
@@ -127,3 +128,35 @@ def test_a_store_that_cannot_be_listed_is_said_in_one_sentence(tmp_path: Path, m
     monkeypatch.setattr("os.listdir", refuse)
     with pytest.raises(ValueError, match="to be readable, but got: Permission denied; let whoever serves read it"):
         served_models(ServeSettings(store=tmp_path))
+
+
+def sums(store: Path, *digests: str) -> None:
+    (store / "SHA256SUMS").write_text("".join(f"{digest}  some.mar\n" for digest in digests))
+
+
+def test_where_there_are_sums_each_archive_must_be_among_them(tmp_path: Path) -> None:
+    write_model(tmp_path / "a.mar")
+    write_model(tmp_path / "b.mar", "labels")
+    digests = [subprocess.check_output(["sha256sum", tmp_path / name], text=True)[:64] for name in ("a.mar", "b.mar")]
+    sums(tmp_path, *digests)
+    assert len(served_models(ServeSettings(store=tmp_path))) == 2
+    sums(tmp_path, digests[0])
+    assert len(served_models(ServeSettings(store=tmp_path, models=("a.mar",)))) == 1
+    assert f"expected the SHA-256 of {tmp_path}/b.mar to stand in {tmp_path}/SHA256SUMS, but it does not" in refusal(
+        ServeSettings(store=tmp_path)
+    )
+
+
+def test_what_is_put_in_an_archive_s_place_and_what_was_there_change_places(tmp_path: Path) -> None:
+    (tmp_path / "seg.mar").write_text("1")
+    (tmp_path / "seg.mar.new").write_text("2")
+    put(tmp_path, "seg.mar", tmp_path / "seg.mar.new")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"seg.mar": "2", "seg.mar.previous": "1"}
+    put(tmp_path, "seg.mar", previous(tmp_path, "seg.mar"))
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"seg.mar": "1", "seg.mar.previous": "2"}
+
+
+def test_what_was_served_before_is_not_served(tmp_path: Path) -> None:
+    write_model(tmp_path / "seg.mar", version="2.0")
+    write_model(previous(tmp_path, "seg.mar"), version="1.0")
+    assert [str(model) for model in served_models(ServeSettings(store=tmp_path))] == ["seg 2.0"]

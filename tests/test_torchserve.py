@@ -34,9 +34,9 @@ def test_only_inference_listens_where_the_user_asked() -> None:
     assert written["grpc_inference_address"] == written["grpc_management_address"] == "127.0.0.1"
 
 
-def test_nothing_can_be_loaded_over_http() -> None:
+def test_nothing_can_be_loaded_from_the_network() -> None:
     written = properties(ServeSettings())
-    assert (written["enable_model_api"], written["allowed_urls"]) == ("false", "")
+    assert (written["enable_model_api"], written["allowed_urls"]) == ("true", "")
     assert written["install_py_dep_per_model"] == written["enable_envvars_config"] == "false"
 
 
@@ -49,10 +49,10 @@ def test_properties_are_plain_ascii_with_each_key_once() -> None:
 
 def test_the_command_names_this_python_the_store_and_the_archives(tmp_path: Path) -> None:
     java = Java(Path("/java"), 17)
-    line = torchserve.command(ServeSettings(store=tmp_path), MODELS, folder=RunFolder(tmp_path), java=java)
+    line = torchserve.command(MODELS, folder=RunFolder(tmp_path), java=java)
     assert line[0] == "/java"
     assert line[line.index("--python") + 1] == sys.executable
-    assert line[line.index("--model-store") + 1] == str(tmp_path)
+    assert line[line.index("--model-store") + 1] == str(tmp_path / "store")
     assert line[-3:] == ["--models", "seg.mar", "labels.mar"]
     classes, jar = line[line.index("-cp") + 1].split(":")
     assert Path(classes) == RunFolder(tmp_path).classes
@@ -73,6 +73,25 @@ def test_no_content_type_is_a_form_any_more(tmp_path: Path) -> None:
     assert b"application/json" in table
 
 
+def test_a_folder_is_no_archive(tmp_path: Path) -> None:
+    torchserve.take_no_folders(RunFolder(tmp_path))
+    (written,) = tmp_path.rglob("ModelArchive.class")
+    assert str(written.relative_to(tmp_path / "classes")) == "org/pytorch/serve/archive/model/ModelArchive.class"
+    assert b"isDirectory" not in written.read_bytes()
+
+
+def test_an_archive_is_in_torchserve_s_store_only_while_it_is_offered(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.root.mkdir()
+    folder.make()
+    archive = tmp_path / "seg.mar"
+    archive.write_bytes(b"zip")
+    folder.offer(archive, name="next.mar")
+    assert (folder.store / "next.mar").read_bytes() == b"zip"
+    folder.withdraw()
+    assert (list(folder.store.iterdir()), archive.read_bytes()) == ([], b"zip")
+
+
 def test_each_java_gets_only_options_it_knows() -> None:
     assert Java(Path("/java"), 17).options == Java(Path("/java"), 21).options == []
     assert len(Java(Path("/java"), 25).options) == 2
@@ -88,6 +107,7 @@ def test_workers_get_the_flag_and_the_metrics_folder_but_no_foreign_code(tmp_pat
     assert torchserve.environment(inherited, folder=RunFolder(tmp_path)) == {
         "OMP_NUM_THREADS": "3",
         "SEGSERVE_DRAIN_FLAG": str(tmp_path / "drain"),
+        "SEGSERVE_SAMPLE_FOLDER": str(tmp_path / "sample"),
         "PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "metrics"),
         "PYTHONUNBUFFERED": "1",
     }

@@ -130,11 +130,6 @@ def test_a_json_body_reaches_the_handler_as_bytes(two_models: Service) -> None:
     assert httpx.post(two_models.prediction_url(), json={"a": 1}).json()["kind"] == "bytearray"
 
 
-def test_models_cannot_be_registered_over_http(two_models: Service) -> None:
-    management = f"http://127.0.0.1:{two_models.settings.management_port}/models"
-    assert httpx.post(management, params={"url": "toy.mar"}).status_code == 405
-
-
 def test_ready_names_the_workers_of_each_version(two_models: Service) -> None:
     until(lambda: httpx.get(f"{two_models.ops}/live").json() == {"status": "live"}, 5)
     workers = {"ready": 1, "loading": 0, "other": 0}

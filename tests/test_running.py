@@ -1,0 +1,85 @@
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from handlers import running
+from handlers.running import announce, find, forget_left_sample
+from handlers.settings import GatewaySettings, ServeSettings
+from handlers.torchserve import RunFolder
+from segserve import sample
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def serving(temporary: Path, name: str, *, store: Path) -> RunFolder:
+    folder = RunFolder(temporary / f"segserve-{name}")
+    folder.root.mkdir()
+    settings = ServeSettings(store=store, gateway=GatewaySettings(requests_per_second=7))
+    announce(folder, settings=settings, inner=settings.model_copy(update={"inference_port": 9999}))
+    return folder
+
+
+def test_the_service_of_a_store_is_found(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = serving(temporary, "a", store=temporary / "a")
+    serving(temporary, "b", store=temporary / "b")
+    (temporary / "segserve-file").touch()
+    (temporary / "segserve-starting").mkdir()
+    monkeypatch.chdir(temporary)
+    found, its_folder = find(Path("a"))
+    assert (its_folder, found.pid) == (folder, os.getpid())
+    assert (found.settings.store, found.inner.inference_port) == (temporary / "a", 9999)
+    assert found.settings.gateway == GatewaySettings(requests_per_second=7)
+
+
+def test_none_or_two_are_said_in_one_sentence(temporary: Path) -> None:
+    with pytest.raises(ValueError, match=r"one running `segserve serve` .*--store .*/a .*, but found 0: start it"):
+        find(temporary / "a")
+    for name in ("one", "two"):
+        serving(temporary, name, store=temporary / "a")
+    with pytest.raises(ValueError, match="but found 2"):
+        find(temporary / "a")
+
+
+def test_what_a_dead_process_or_another_user_left_does_not_count(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = serving(temporary, "a", store=temporary / "a")
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    text = folder.announcement.read_text()
+    folder.announcement.write_text(text.replace(f'"pid":{os.getpid()}', f'"pid":{ended.pid}'))
+    with pytest.raises(ValueError, match="but found 0"):
+        find(temporary / "a")
+    folder.announcement.write_text(text)
+    find(temporary / "a")
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    with pytest.raises(ValueError, match="but found 0"):
+        find(temporary / "a")
+
+
+def test_only_one_at_a_time(temporary: Path) -> None:
+    folder = RunFolder(temporary)
+    words = "expected to be the only deploy or rollback, but another one runs"
+    with running.alone(folder), pytest.raises(ValueError, match=words), running.alone(folder):
+        pass
+    with running.alone(folder):
+        pass
+
+
+def test_images_that_a_killed_deployment_left_are_deleted(temporary: Path) -> None:
+    folder = RunFolder(temporary)
+    sample.ask(folder.sample, count=1)
+    with running.alone(folder):
+        forget_left_sample(folder)
+        assert folder.sample.exists()
+    forget_left_sample(folder)
+    assert not folder.sample.exists()
+    forget_left_sample(folder)
