@@ -26,6 +26,7 @@ serve: $(VENV)/ready
 chaos: $(VENV)/ready
 	$(BIN)/python -m pytest -m chaos -s
 
+# A page of it: runs/loadtest/steady.html. Other profiles: loadtest/README.md.
 loadtest: $(VENV)/ready
 	$(BIN)/python -m loadtest
 

@@ -5,10 +5,11 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from handlers.torchserve import free_port
 
@@ -34,11 +35,21 @@ class LocalService:
 
 
 @contextmanager
-def local_service(store: Path) -> Iterator[LocalService]:
-    """Start the service, wait until it is ready, and stop it at the end if nobody did."""
+def local_service(
+    store: Path, *, arguments: Sequence[str] = (), within: Sequence[str] = (), log: IO[bytes] | None = None
+) -> Iterator[LocalService]:
+    """Start the service, wait until it is ready, and stop it at the end if nobody did.
+
+    Args:
+        store: its archives.
+        arguments: of `segserve serve`, beside the store and the ports.
+        within: a command that runs its arguments.
+        log: where it writes, errors included; None: where this process does.
+    """
     inference, management, ops = free_port(), free_port(), free_port()
     ports = ["--inference-port", str(inference), "--management-port", str(management), "--ops-port", str(ops)]
-    process = subprocess.Popen([sys.executable, "-m", "cli", "serve", "--store", str(store), *ports])
+    command = [*within, sys.executable, "-m", "cli", "serve", "--store", str(store), *ports, *arguments]
+    process = subprocess.Popen(command, stdout=log, stderr=None if log is None else subprocess.STDOUT)
     service = LocalService(inference=f"http://127.0.0.1:{inference}", ops=f"http://127.0.0.1:{ops}", process=process)
     try:
         _wait_until_ready(service)

@@ -34,8 +34,11 @@ class Log:
         self.sent: list[Sent] = []
         self.scrapes: list[Scrape] = []
         self.complaints: dict[str, None] = {}
-        self.began = datetime.now(UTC)
-        self.start = time.perf_counter()
+        self.begin()
+
+    def begin(self) -> None:
+        """Time begins now."""
+        self.began, self.start = datetime.now(UTC), time.perf_counter()
 
     def now(self) -> float:
         """Seconds since the start."""
@@ -47,6 +50,11 @@ LOG = Log()
 
 class Shape(LoadTestShape):
     """The profile's steps; in an open loop, one user does everything."""
+
+    def reset_time(self) -> None:
+        """The run begins. Timers count from gevent's own clock, which stood still during the imports."""
+        gevent.get_hub().loop.update_now()
+        LOG.begin()
 
     def tick(self) -> tuple[int, float] | None:
         step = RUN.profile.step_at(LOG.now())
@@ -125,17 +133,15 @@ def _judge(message: Message, response: FastResponse) -> tuple[str, Outcome]:
 def prepare(environment: Environment, **_: object) -> None:
     """Let what is in flight at the end be answered and judged, too.
 
-    Without a stop timeout, locust drops the requests that are still waiting: those a hanging service never answers would
-    not count as failures.
+    Without a stop timeout, locust drops the requests that are still waiting: those that a hanging service never answers
+    would not count as failures.
     """
     environment.stop_timeout = Client.connection_timeout + Client.network_timeout
 
 
 @events.test_start.add_listener
-def start(environment: Environment, **_: object) -> None:
-    """Time begins now. Timers count from gevent's own clock, which stood still during the imports."""
-    gevent.get_hub().loop.update_now()
-    LOG.began, LOG.start = datetime.now(UTC), time.perf_counter()
+def watch(environment: Environment, **_: object) -> None:
+    """Read the service's own counters while the load test runs."""
     if RUN.ops is not None:
         gevent.spawn(_scrape_until_the_end, RUN.ops)
 
@@ -159,7 +165,7 @@ def finish(environment: Environment, **_: object) -> None:
     Record(
         run=RUN,
         url=str(environment.host),
-        began=LOG.began.isoformat(timespec="seconds"),
+        began=LOG.began.isoformat(timespec="milliseconds"),
         sent=tuple(sorted(LOG.sent, key=lambda sent: sent.due)),
         scrapes=tuple(LOG.scrapes),
         complaints=tuple(LOG.complaints),

@@ -1,10 +1,7 @@
-"""The load test, run as a user runs it: a process of its own (locust patches sockets at import) and a real server."""
+"""The load test, run as a user runs it: locust in a process of its own (it patches sockets) and a real server."""
 
 import io
 import json
-import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,12 +13,15 @@ from typing import ClassVar
 import pytest
 from PIL import Image
 
-LOADTEST = Path(__file__).parents[1] / "loadtest"
+from loadtest.__main__ import main
+from loadtest.record import Record, read_record
+
 COMMON = {"model": {}, "uncertainty": {}, "tta": {}, "timings_ms": {}}
+MODELS = ("--segmentation", "a-segmenter", "--classification", "a-classifier")
 
 
 class StubHandler(BaseHTTPRequestHandler):
-    """Answers as the contract says, or with the garbage that the server was given."""
+    """Answers as the contract says, or with the garbage that the server was given; where it is slow, one by one."""
 
     server: "StubServer"
     protocol_version = "HTTP/1.1"
@@ -32,10 +32,29 @@ class StubHandler(BaseHTTPRequestHandler):
         upload = self.rfile.read(int(self.headers["Content-Length"]))
         accept, model = self.headers["Accept"], self.path.removeprefix("/predictions/")
         self.server.seen.add((model, accept, self.headers["X-Segserve-Tta"]))
-        time.sleep(self.server.delay_seconds)
+        with self.server.turn:
+            time.sleep(self.server.delay_seconds)
         body = self.server.garbage or right_answer(upload, accept=accept, model=model)
+        self._send(accept, body)
+
+    def do_GET(self) -> None:
+        assert self.path == "/metrics"
+        self.server.scrapes += 1
+        samples = {
+            'segserve_request_seconds_sum{model="a-segmenter"}': 0.5,
+            'segserve_request_seconds_count{model="a-segmenter"}': 1,
+            'segserve_batch_images_sum{model="a-segmenter"}': 1,
+            'segserve_batch_images_count{model="a-segmenter"}': 1,
+            'ts_inference_requests_total{model_name="a-segmenter"}': 1,
+            'segserve_stage_seconds_sum{model="a-segmenter",stage="forward"}': 0.25,
+            'segserve_stage_seconds_count{model="a-segmenter",stage="forward"}': 1,
+        }
+        text = "".join(f"{name} {value * self.server.scrapes}\n" for name, value in samples.items())
+        self._send("text/plain", text.encode())
+
+    def _send(self, content_type: str, body: bytes) -> None:
         self.send_response(200)
-        self.send_header("Content-Type", accept)
+        self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -46,9 +65,16 @@ class StubHandler(BaseHTTPRequestHandler):
 
 class StubServer(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128
     garbage: ClassVar[bytes] = b""
     delay_seconds: ClassVar[float] = 0
+    scrapes: ClassVar[int] = 0
     seen: ClassVar[set[tuple[str, str, str]]]
+    turn: ClassVar[threading.Lock]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
 
 
 def right_answer(upload: bytes, *, accept: str, model: str) -> bytes:
@@ -69,6 +95,7 @@ def right_answer(upload: bytes, *, accept: str, model: str) -> bytes:
 def stub_server(garbage: bytes = b"", delay_seconds: float = 0) -> Iterator[StubServer]:
     with StubServer(("127.0.0.1", 0), StubHandler) as server:
         server.garbage, server.delay_seconds, server.seen = garbage, delay_seconds, set()
+        server.turn = threading.Lock()
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
         yield server
@@ -76,124 +103,97 @@ def stub_server(garbage: bytes = b"", delay_seconds: float = 0) -> Iterator[Stub
         thread.join()
 
 
-def run_python(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SEGSERVE_", "LOCUST_"))}
-    return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, timeout=120, env=kept | variables, cwd=LOADTEST
+def write_profile(folder: Path, *, loop: str, seconds: float, load: float, more: str = "") -> Path:
+    """Of small images, which are made quickly."""
+    path = folder / f"{loop}.toml"
+    sizes = "sizes = [[32, 24], [33, 25]]"
+    path.write_text(
+        f'about = "Toy."\nloop = "{loop}"\nsteps = [{{ seconds = {seconds}, load = {load} }}]\n'
+        f"[[requests]]\nweight = 5\n{sizes}\n{more.replace('SIZES', sizes)}"
     )
+    return path
 
 
-def run_locust(server: StubServer, *, seconds: int = 2, **variables: str) -> subprocess.CompletedProcess[str]:
-    names = {"SEGSERVE_SEGMENTATION_MODEL": "a-segmenter", "SEGSERVE_CLASSIFICATION_MODEL": "a-classifier"}
-    url = f"http://127.0.0.1:{server.server_port}"
-    options = f"--headless --only-summary -u 4 -r 4 -t {seconds}s -H {url}".split()
-    return run_python("-m", "locust", "-f", "locustfile.py", *options, **names, **variables)
+def run(profile: Path, url: str, *arguments: str) -> tuple[int, Record]:
+    code = main([str(profile), "--url", url, "--out", str(profile.parent), *MODELS, *arguments])
+    return code, read_record(profile.with_suffix(".json"))
 
 
-def test_right_answers_end_with_0() -> None:
+MORE = """
+[[requests]]
+accept = "application/json"
+SIZES
+[[requests]]
+task = "classification"
+accept = "application/json"
+tta = "hflip"
+SIZES
+"""
+
+
+def test_right_answers_end_with_0_and_a_page(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    profile = write_profile(tmp_path, loop="closed", seconds=2, load=4, more=MORE)
     with stub_server() as server:
-        done = run_locust(server, SEGSERVE_SLO_P95_MS="60000")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "loadtest:" not in done.stdout
+        code, record = run(profile, server.url, "--ops", server.url)
+    assert (code, record.complaints) == (0, ()), capfd.readouterr()
     assert server.seen == {
         ("a-segmenter", "image/png", "none"),
-        ("a-segmenter", "image/png", "hflip"),
         ("a-segmenter", "application/json", "none"),
-        ("a-classifier", "application/json", "none"),
         ("a-classifier", "application/json", "hflip"),
     }
+    assert {sent.outcome for sent in record.sent} == {"ok"}
+    assert {sent.views for sent in record.sent if sent.name == "classification json tta=hflip"} == {2}
+    assert len(record.scrapes) >= 2
+    report = (tmp_path / "closed.html").read_text()
+    assert all(text in report for text in ("All are met.", "<td>250.0</td>", "a-segmenter", "Errors</h2><p>None.</p>"))
 
 
-def test_garbage_ends_with_1() -> None:
-    with stub_server(garbage=b"\x89PNG garbage") as server:
-        done = run_locust(server, seconds=1)
-    assert done.returncode == 1
-    assert "requests failed" in done.stdout
-    assert "expected a PNG, but got" in done.stdout + done.stderr
-
-
-def test_slow_answers_end_with_1() -> None:
-    with stub_server() as server:
-        done = run_locust(server, seconds=1, SEGSERVE_SLO_P95_MS="0.001")
-    assert done.returncode == 1
-    assert "expected 95 % of the answers within 0.001 ms" in done.stdout
-    assert "requests failed" not in done.stdout
-
-
-def test_what_is_in_flight_at_the_end_is_judged() -> None:
+def test_what_is_in_flight_at_the_end_is_judged(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Every answer here comes after the end of the run time, and every one is wrong."""
-    with stub_server(garbage=b"garbage", delay_seconds=3) as server:
-        done = run_locust(server, seconds=1)
-    assert done.returncode == 1
-    assert "4 of 4 requests failed" in done.stdout
+    profile = write_profile(tmp_path, loop="closed", seconds=1, load=2)
+    with stub_server(garbage=b"\x89PNG garbage", delay_seconds=1.5) as server:
+        code, record = run(profile, server.url)
+    assert code == 1
+    assert [sent.kind for sent in record.sent] == ["wrong answer"] * 2
+    told = capfd.readouterr().out
+    assert "expected at most 0.0% of the requests to be failed, but 2 of 2 were" in told
+    assert "segmentation png: expected a PNG, but got b'\\x89PNG garbage'" in told
 
 
-def test_an_unreachable_service_ends_with_1() -> None:
+def test_an_open_loop_does_not_wait_and_counts_from_when_a_request_was_due(tmp_path: Path) -> None:
+    """A service that needs 0.1 s for each of 20 a second: the last one waits for a second and more."""
+    profile = write_profile(tmp_path, loop="open", seconds=2, load=20)
+    with stub_server(delay_seconds=0.1) as server:
+        code, record = run(profile, server.url)
+    due = list(record.run.profile.arrivals(seed=record.run.seed))
+    assert code == 0 and [sent.due for sent in record.sent] == due
+    waits = [sent.seconds for sent in record.sent]
+    expected, free = [], 0.0
+    for at in due:
+        free = max(at, free) + 0.1
+        expected.append(free - at)
+    assert max(expected) > 1.5
+    assert sorted(waits)[-1] >= 0.9 * max(expected)
+    assert all(wait >= 0.1 for wait in waits)
+
+
+def test_an_unreachable_service_ends_with_1(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with stub_server() as server:
         pass
-    done = run_locust(server, seconds=1)
-    assert done.returncode == 1
-    assert "requests failed" in done.stdout
-    assert "expected an answer, but got" in done.stdout + done.stderr
+    code, record = run(write_profile(tmp_path, loop="open", seconds=1, load=5), server.url)
+    assert code == 1 and record.sent
+    assert {sent.kind for sent in record.sent} == {"no answer"}
+    assert "expected an answer, but got" in capfd.readouterr().out
 
 
-@pytest.mark.parametrize("limit", ["fast", "0"])
-def test_a_wrong_limit_is_one_sentence(limit: str) -> None:
-    done = run_python("-c", "import locustfile", SEGSERVE_SLO_P95_MS=limit)
-    assert done.returncode == 1
-    assert done.stderr.endswith(f"above 0 ms, but got {limit!r}: correct or unset it\n")
-    assert "Traceback" not in done.stderr
-
-
-CHECKS = """
-import json
-import sys
-from locustfile import SIZES, Upload, WrongAnswer, check_labels, check_png, check_segmentation, make_uploads
-
-def complaint(check, body):
-    try:
-        check(body.encode("latin-1"), Upload(4, 3, "image/png", b""))
-    except WrongAnswer as error:
-        return str(error)
-
-checks = {"png": check_png, "segmentation": check_segmentation, "labels": check_labels}
-uploads = make_uploads()
-json.dump({
-    "sizes": sorted({(upload.width, upload.height) for upload in uploads}) == sorted(SIZES),
-    "types": sorted({upload.content_type for upload in uploads}),
-    "same": uploads == make_uploads() and uploads != make_uploads(seed=1),
-    "images": [upload.body.hex() for upload in uploads[:2]],
-    "complaints": [complaint(checks[kind], body) for kind, body in json.loads(sys.argv[1])],
-}, sys.stdout)
-"""
-SIZE = {"width": 4, "height": 3}
-PNG_HEAD = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0%c\0\0\0%c"
-CASES: list[tuple[str, object, str | None]] = [
-    ("png", PNG_HEAD % (4, 3), None),
-    ("png", PNG_HEAD % (3, 4), "expected the upload's size 4x3, but got 3x4"),
-    ("png", PNG_HEAD[:16], "expected a PNG"),
-    ("png", b"\xff\xd8\xff\xe0" + bytes(30), "expected a PNG"),
-    ("segmentation", {**COMMON, "image": SIZE, "classes": [{"pixels": 5}, {"pixels": 7}]}, None),
-    ("segmentation", {**COMMON, "image": SIZE, "classes": [{"pixels": 5}]}, "share out 12 pixels, but got 5"),
-    ("segmentation", {**COMMON, "image": SIZE}, "expected the keys"),
-    ("segmentation", b"<html>", "expected JSON"),
-    ("labels", {**COMMON, "image": SIZE, "labels": [{"probability": 0.9}, {"probability": 0.1}]}, None),
-    ("labels", {**COMMON, "image": SIZE, "labels": [{"probability": 0.1}, {"probability": 0.9}]}, "the largest first"),
-    ("labels", {**COMMON, "image": SIZE, "labels": []}, "the largest first"),
-    ("labels", {**COMMON, "image": {"width": 1, "height": 1}, "labels": []}, "but got 1x1"),
-    ("labels", [], "expected the keys"),
-]
-
-
-def test_images_and_checks() -> None:
-    sent = [(kind, (a if isinstance(a, bytes) else json.dumps(a).encode()).decode("latin-1")) for kind, a, _ in CASES]
-    done = run_python("-c", CHECKS, json.dumps(sent))
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["sizes"] and found["same"]
-    assert found["types"] == ["image/jpeg", "image/png"]
-    for image in found["images"]:
-        with Image.open(io.BytesIO(bytes.fromhex(image))) as opened:
-            assert (opened.mode, len(opened.getcolors(1 << 20) or ())) > ("RGB", 1000)
-    for (kind, answer, expected), complaint in zip(CASES, found["complaints"], strict=True):
-        assert (complaint is None) if expected is None else expected in (complaint or ""), (kind, answer, complaint)
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["stedy"], "expected a profile, bad, fit, "),
+        (["--store", "nowhere"], "expected archives in nowhere, but there is no such folder: run `make demo` first"),
+        (["--slo", "nowhere.toml"], "expected a file of service level objectives, but nowhere.toml cannot be read"),
+    ],
+)
+def test_mistakes_are_one_sentence(arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert sentence in capsys.readouterr().err
