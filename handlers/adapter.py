@@ -7,6 +7,7 @@ header values text, else the worker dies. A client's `describe` or `explain` hea
 
 import json
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
@@ -19,6 +20,7 @@ from segserve.artifact import check_example, load_artifact
 from segserve.choice import Choice, build_engine
 from segserve.log import start_log
 from segserve.predictor import build_predictor
+from segserve.quarantine import Quarantine
 from segserve.sample import keep
 from segserve.service import Service
 from segserve.spec import ServingSpec, Task
@@ -28,6 +30,12 @@ DRAIN_FLAG = "SEGSERVE_DRAIN_FLAG"
 """Environment variable: the file whose existence says that the service is being stopped."""
 SAMPLE_FOLDER = "SEGSERVE_SAMPLE_FOLDER"
 """Environment variable: the folder that exists while requests are to be kept, see `segserve.sample`."""
+END_SECONDS = 0.5
+"""From the answers of a worker that has lost its device to its end; TorchServe then starts another."""
+BROWNOUT_MS = "SEGSERVE_BROWNOUT_MS"
+"""Environment variable: how long a request may wait until test-time augmentation is left out."""
+QUARANTINE_FOLDER = "SEGSERVE_QUARANTINE_FOLDER"
+"""Environment variable: where workers note what they decode, see `segserve.quarantine`."""
 ENGINE = "SEGSERVE_ENGINE"
 """Environment variable: the engine to take for every model, whatever its spec says."""
 
@@ -54,6 +62,8 @@ class Adapter:
     def initialize(self, context: Context) -> None:
         """Load the model. The worker becomes ready only if the artifact's worked example comes out as stored."""
         start_log()
+        folder = os.environ.get(QUARANTINE_FOLDER)
+        quarantine = Quarantine(Path(folder)) if folder else None
         artifact = load_artifact(Path(context.system_properties["model_dir"]) / ARTIFACT_FOLDER)
         if artifact.spec.task != self.task:
             raise ValueError(
@@ -64,7 +74,15 @@ class Adapter:
         predictor = build_predictor(artifact.spec, engine)
         check_example(artifact, predictor)
         version = str(context.manifest["model"]["modelVersion"])
-        self.service = Service(artifact, predictor, name=context.model_name, version=version)
+        brownout_ms = os.environ.get(BROWNOUT_MS)
+        self.service = Service(
+            artifact,
+            predictor,
+            name=context.model_name,
+            version=version,
+            quarantine=quarantine,
+            brownout_seconds=float(brownout_ms) / 1000 if brownout_ms else None,
+        )
 
     def handle(self, rows: Sequence[Mapping[str, Any]], context: Context) -> list[bytes]:
         """One body a row; status, content type and headers of each go to the context."""
@@ -72,6 +90,8 @@ class Adapter:
         responses = self.service.handle(requests, ready=not _draining())
         if SAMPLE_FOLDER in os.environ:
             keep(Path(os.environ[SAMPLE_FOLDER]), requests, responses)
+        if self.service.is_lost:
+            threading.Timer(END_SECONDS, os._exit, [1]).start()
         for index, response in enumerate(responses):
             _set_head(context, index, response)
         return [response.body for response in responses]

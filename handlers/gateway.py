@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -18,6 +20,11 @@ from handlers.settings import GatewaySettings, ServeSettings
 from handlers.torchserve import ServeError
 from segserve.whole import write_whole
 
+SETTLED_SECONDS = 1.0
+"""After its last change a file is taken for whole."""
+CLOSING_SECONDS = 2.0
+"""Before a reload, and after it until nginx has come to it: no connection is kept alive after its next answer, so that
+only what is silent is cut."""
 MOST_STARTS = 5
 """Of one life of the service: what ends so often will not be helped by another start."""
 _LEASH = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.argv[1], sys.argv[1:])"
@@ -56,21 +63,25 @@ class Gateway:
         self._unready.mkdir(parents=True)
         self._listed: dict[str, str] = {}
         self.admit({})
-        configuration = folder / "nginx.conf"
-        configuration.write_text(
-            nginx.configuration(settings, gateway, models, folder=folder, torchserve_port=torchserve_port)
+        self._text = partial(
+            nginx.configuration, settings, gateway, models, folder=folder, torchserve_port=torchserve_port
         )
-        configuration.chmod(0o400)
-        self._command = [nginx.find_nginx(), "-e", "stderr", "-p", f"{folder}/", "-c", str(configuration)]
+        self._files = [file for file in (gateway.tokens, gateway.certificate, gateway.key) if file]
+        self._taken = self._seen = _states(self._files)
+        self._seen_at = 0.0
+        self._closing = folder / "closing"
+        self._reload_at: float | None = None
+        self._reloaded_at = 0.0
         self._starts = 0
-        self._check()
+        self._configure()
 
     def start(self) -> None:
         """Begin to answer. A socket file that was left behind would be in the way."""
         (self.folder / "inside").unlink(missing_ok=True)
+        command = self._command(self._configuration)
         leash = [sys.executable, "-I", "-S", "-c", _LEASH] if sys.platform == "linux" else []
         self._process = subprocess.Popen(
-            [*leash, *self._command],
+            [*leash, *command],
             cwd=self.folder,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -99,12 +110,13 @@ class Gateway:
             write_whole(self.folder / "models.json", nginx.model_list(self.models, listed))
 
     def watch(self) -> None:
-        """Start nginx again if it has ended.
+        """Start nginx again if it has ended; have it take tokens and certificates that have changed.
 
         Raises:
             ServeError: it ends again and again.
         """
         if self._process.poll() is None:
+            self._renew()
             return
         self._end_group()
         if self._starts >= MOST_STARTS:
@@ -119,16 +131,65 @@ class Gateway:
             self._process.wait(timeout=seconds)
         self._end_group()
 
-    def _check(self) -> None:
-        tried = subprocess.run([*self._command, "-t", "-q"], capture_output=True, text=True, check=False)
-        if tried.returncode:
-            raise ServeError(f"expected nginx to take its configuration, but it says: {tried.stderr.strip()}")
+    @property
+    def _configuration(self) -> Path:
+        return self.folder / "nginx.conf"
+
+    def _command(self, configuration: Path) -> list[str]:
+        return [nginx.find_nginx(), "-e", "stderr", "-p", f"{self.folder}/", "-c", str(configuration)]
+
+    def _configure(self) -> None:
+        """Write the configuration anew, if nginx takes it."""
+        tried = self.folder / "nginx.conf.new"
+        tried.unlink(missing_ok=True)
+        tried.write_text(self._text())
+        tried.chmod(0o400)
+        said = subprocess.run([*self._command(tried), "-t", "-q"], capture_output=True, text=True, check=False)
+        if said.returncode:
+            raise ServeError(f"expected nginx to take its configuration, but it says: {said.stderr.strip()}")
+        tried.replace(self._configuration)
+
+    def _renew(self) -> None:
+        """nginx's workers finish what they have begun, and others begin with the new configuration."""
+        now = time.monotonic()
+        if self._reload_at is not None and now >= self._reload_at:
+            self._reload_at, self._reloaded_at = None, now
+            self._process.send_signal(signal.SIGHUP)
+            print("segserve: the gateway has taken the tokens and the certificate anew", flush=True)
+        if self._reload_at is None and now - self._reloaded_at >= CLOSING_SECONDS:
+            self._closing.unlink(missing_ok=True)
+        states = _states(self._files)
+        if states != self._seen:
+            self._seen, self._seen_at = states, now
+        if states == self._taken or now - self._seen_at < SETTLED_SECONDS:
+            return
+        self._taken = states
+        try:
+            self._configure()
+        except (ValueError, OSError, ServeError) as error:
+            print(f"segserve: the gateway keeps the tokens and the certificate it has: {error}", flush=True)
+            return
+        self._closing.touch()
+        self._reload_at = now + CLOSING_SECONDS
 
     def _end_group(self) -> None:
         """A killed nginx leaves its workers behind, and with them the port."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+
+
+def _states(files: Sequence[Path]) -> list[tuple[int, int, int] | None]:
+    """What changes with a file, or with what its name points to."""
+    return [_state(file) for file in files]
+
+
+def _state(file: Path) -> tuple[int, int, int] | None:
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ino, found.st_size
 
 
 def pass_on(lines: IO[bytes], write: Callable[[str], None]) -> None:

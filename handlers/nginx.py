@@ -137,6 +137,8 @@ def configuration(
         max_body_bytes=gateway.max_body_bytes,
         longest_seconds=longest + MARGIN_SECONDS,
         answer_seconds=longest,
+        # Read by workers; without it a client's own header would pass, which means nothing to them then.
+        stamp='proxy_set_header X-Request-Start "t=$msec";' if gateway.brownout_ms else "",
         error_pages=_lines(_error_pages(problems), indent=8),
         problems=_lines(_problem_locations(problems), indent=8),
         mute=_inside(problems[503].body("$http_x_request_id")),

@@ -116,6 +116,9 @@ def of_model(why: Why, name: str, *, health: Health, throughput: Throughput) -> 
         case "overloaded" | "not-ready":
             reason = "; ".join(health.reasons()) or f"model {name} is loading"
             return _refusal(503, "not-ready", TITLE["not-ready"], f"{reason}: send the request again", retry)
+        case "stopping" if not health.draining:
+            detail = "the worker that had this request is being replaced: send the request again"
+            return _refusal(503, "not-ready", TITLE["not-ready"], detail, retry)
         case "stopping":
             detail = "this service is being stopped: send the request again, to another replica"
             return _refusal(503, "not-ready", TITLE["not-ready"], detail, retry)

@@ -30,6 +30,8 @@ class GatewaySettings(Settings):
     """Requests of one client at the same time, those that wait included."""
     waiting_batches: int = Field(default=3, ge=0)
     """Batches that may wait for each worker beside the one it computes; more requests are answered 429."""
+    brownout_ms: int | None = Field(default=None, ge=1)
+    """When a request has waited longer, its batch is answered without test-time augmentation. None: never."""
     trusted_proxies: tuple[str, ...] = ()
     """Networks, such as 10.0.0.0/8, whose X-Forwarded-For names the client."""
 

@@ -138,7 +138,11 @@ class _Service:
         with _protected(self.settings.store) as ruleset:
             jvm = Jvm(
                 torchserve.command(self.models, folder=self.folder, java=java),
-                environment=torchserve.environment(os.environ, folder=self.folder),
+                environment=torchserve.environment(
+                    os.environ,
+                    folder=self.folder,
+                    brownout_ms=self.settings.gateway.brownout_ms if self.settings.gateway else None,
+                ),
                 folder=self.folder.root,
                 ruleset=ruleset,
             )

@@ -66,6 +66,11 @@ class RunFolder:
         return self.root / "nginx"
 
     @property
+    def quarantine(self) -> Path:
+        """What workers are decoding, and what ended one, see `segserve.quarantine`."""
+        return self.root / "quarantine"
+
+    @property
     def drain_flag(self) -> Path:
         """While this file exists, handlers answer every new request with 503."""
         return self.root / "drain"
@@ -94,6 +99,7 @@ class RunFolder:
         """Create the folders inside the root."""
         self.temporary.mkdir()
         self.metrics.mkdir()
+        self.quarantine.mkdir()
         self.store.mkdir()
 
     def offer(self, archive: Path, *, name: str) -> None:
@@ -230,7 +236,7 @@ def _write_class(name: str, replaced: Mapping[bytes, bytes], *, folder: RunFolde
     target.write_bytes(content)
 
 
-def environment(inherited: Mapping[str, str], *, folder: RunFolder) -> dict[str, str]:
+def environment(inherited: Mapping[str, str], *, folder: RunFolder, brownout_ms: int | None = None) -> dict[str, str]:
     """The environment of Java, which hands it on to the workers.
 
     PYTHONPATH is left out: it would come before the archive's own code. TS_CONFIG_FILE and its like are left out:
@@ -238,9 +244,15 @@ def environment(inherited: Mapping[str, str], *, folder: RunFolder) -> dict[str,
     """
     left_out = {"PYTHONPATH", "LOG_LOCATION", "METRICS_LOCATION", "SM_TELEMETRY_LOG"}
     kept = {name: value for name, value in inherited.items() if name not in left_out and not name.startswith("TS_")}
-    return kept | {
+    asked = {"SEGSERVE_BROWNOUT_MS": str(brownout_ms)} if brownout_ms else {}
+    return {
+        # glibc gives each thread a heap of its own, and each of them keeps what the largest image once needed.
+        "MALLOC_ARENA_MAX": "1",
+        **kept,
+        **asked,
         "SEGSERVE_DRAIN_FLAG": str(folder.drain_flag),
         "SEGSERVE_SAMPLE_FOLDER": str(folder.sample),
+        "SEGSERVE_QUARANTINE_FOLDER": str(folder.quarantine),
         "PROMETHEUS_MULTIPROC_DIR": str(folder.metrics),
         "PYTHONUNBUFFERED": "1",
     }

@@ -9,6 +9,7 @@ OUT_OF_MEMORY_WORDS = (
     "could not create a primitive",
     "could not create a memory",
     "bad_alloc",
+    "CUDA error: out of memory",
 )
 
 

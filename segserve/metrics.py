@@ -15,6 +15,14 @@ REQUESTS = Counter(
     "segserve_requests_total", "Requests answered; outcome is ok, rejected (4xx) or failed (5xx)", ["model", "outcome"]
 )
 REJECTED = Counter("segserve_rejected_total", "Requests answered with a problem, by its kind", ["model", "reason"])
+DEGRADED = Counter(
+    "segserve_degraded_total",
+    "Requests that waited too long to get all they asked for, by what was left out",
+    ["model", "what"],
+)
+DECODER_CRASHES = Counter(
+    "segserve_decoder_crashes_total", "Workers that a fatal signal ended while they decoded images"
+)
 REQUEST_SECONDS = Histogram(
     "segserve_request_seconds", "From the batch's arrival in the worker to its answers", ["model"], buckets=SECONDS
 )

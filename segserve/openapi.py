@@ -184,12 +184,12 @@ def _responses() -> Json:
     return {
         "Answer": {
             "description": "The answer, in the form asked for",
-            "headers": _refs(*SERVICE_HEADERS, "X-Segserve-Windows"),
+            "headers": _refs(*SERVICE_HEADERS, "X-Segserve-Windows", "X-Segserve-Degraded"),
             "content": _answer_content(),
         },
         "V2Answer": {
             "description": "The tensors asked for; binary ones follow the JSON",
-            "headers": _refs(*SERVICE_HEADERS, "Inference-Header-Content-Length"),
+            "headers": _refs(*SERVICE_HEADERS, "Inference-Header-Content-Length", "X-Segserve-Degraded"),
             "content": {
                 "application/json": {"schema": ref("V2Answer")},
                 BINARY: {"schema": BYTES},
@@ -269,6 +269,10 @@ def _headers() -> Json:
         "X-Segserve-Version": {"description": "Its version", "schema": TEXT},
         "X-Segserve-Request-Id": {"description": "The client's `X-Request-ID`, if it sent one", "schema": TEXT},
         "X-Segserve-Windows": {"description": "In how many pieces the network saw the image", "schema": INTEGER},
+        "X-Segserve-Degraded": {
+            "description": "`tta`: the request waited so long that test-time augmentation was left out",
+            "schema": {"type": "string", "enum": ["tta"]},
+        },
         "Inference-Header-Content-Length": {"description": "The JSON's bytes before binary tensors", "schema": INTEGER},
         "Server-Timing": {"description": "Milliseconds of each stage: `decode;dur=1.2, ...`", "schema": TEXT},
         "Retry-After": {"description": "Seconds", "schema": {"type": "integer", "minimum": 0}},

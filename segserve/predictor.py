@@ -21,6 +21,7 @@ from torch import Tensor
 from segserve import tta
 from segserve.canvas import NUM_DOUBTS, Canvas, join_views
 from segserve.clock import StageClock
+from segserve.device import DeviceLost, is_lost
 from segserve.memory import is_out_of_memory, release_memory, trim_heap
 from segserve.prediction import ClassificationPrediction, Query, SegmentationPrediction
 from segserve.preprocess import (
@@ -88,11 +89,16 @@ class ImagePredictor(Generic[P]):
 
         A batch that fails, for want of memory for example, is tried again in halves. A query whose deadline has passed
         gets a TimeoutError, one that is too large for tiling a `tiling.TooLarge`.
+
+        Raises:
+            DeviceLost: nothing can be predicted any more.
         """
         clock = clock or StageClock()
         try:
             return self._predict_together(queries, clock)
         except Exception as error:
+            if is_lost(self.engine.device):
+                raise DeviceLost(f"{self.engine.device} computes nothing any more: {error}") from error
             release_memory(self.engine.device)
             if len(queries) == 1:
                 return [error]

@@ -4,11 +4,13 @@ Knows HTTP bodies and options but no server: TorchServe's adapter, the offline c
 """
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import numpy as np
@@ -17,12 +19,14 @@ from segserve import api, codec, metrics
 from segserve.api import Request, Response
 from segserve.artifact import Artifact
 from segserve.clock import StageClock
+from segserve.device import DeviceLost
 from segserve.drift import AnswerCounter
 from segserve.log import LONGEST_ID
 from segserve.memory import is_out_of_memory
 from segserve.prediction import Prediction, Query, SegmentationPrediction
 from segserve.predictor import Predictor
 from segserve.problem import TITLE, Problem
+from segserve.quarantine import Quarantine
 from segserve.render import Asked, render
 from segserve.tiling import TooLarge
 from segserve.trace import Trace, trace_of
@@ -31,12 +35,15 @@ from segserve.v2_answer import write_inference
 
 logger = logging.getLogger(__name__)
 
+STAMP = re.compile(r"t=(\d{1,12}\.\d{3})")
+"""Of the gateway: seconds since 1970."""
 RETRY_AFTER_SECONDS = 5
 MAX_ANSWER_BYTES = 60 * 2**20
 """TorchServe ends a worker whose answer exceeds its `max_response_size`, 64 MiB in `handlers/config`."""
 MAX_DETAIL = 2000
 """Most characters of a problem's detail: it quotes the client, who may have sent megabytes."""
 STOPPING = Problem("not-ready", "this service is being stopped: send the request again, to another replica")
+LOST = Problem("not-ready", "this worker has lost its GPU, and another one takes its place: send the request again")
 
 
 @dataclass(kw_only=True)
@@ -45,6 +52,8 @@ class _Item:
 
     request: Request
     arrived: float
+    is_late: bool
+    """Its batch waited so long that it is to be answered sooner, with less."""
     clock: StageClock = field(default_factory=StageClock)
     asked: Asked | Inference | None = None
     queries: Sequence[Query] = ()
@@ -53,6 +62,8 @@ class _Item:
     response: Response | None = None
     problem: str | None = None
     """Its kind, where the response is one."""
+    left_out: str | None = None
+    """Of what was asked."""
     trace: Trace = field(init=False)
 
     def __post_init__(self) -> None:
@@ -74,11 +85,26 @@ class Service:
         name: of the model, as the server knows it.
         version: likewise.
         pool_size: threads that decode and encode.
+        quarantine: refuses images that ended a worker; None: none is refused.
+        brownout_seconds: a batch in which a request has waited longer, as the gateway's stamp says, is answered
+            without test-time augmentation; None: never.
     """
 
     def __init__(
-        self, artifact: Artifact, predictor: Predictor, *, name: str, version: str, pool_size: int = 4
+        self,
+        artifact: Artifact,
+        predictor: Predictor,
+        *,
+        name: str,
+        version: str,
+        pool_size: int = 4,
+        quarantine: Quarantine | None = None,
+        brownout_seconds: float | None = None,
     ) -> None:
+        self.brownout_seconds = brownout_seconds
+        self.quarantine = quarantine
+        self.is_lost = False
+        """Every request is answered 503 from now on: this process should end, for another to take its place."""
         self.spec = artifact.spec
         self.predictor = predictor
         self.model = api.ModelInfo(name=name, version=version, digest=artifact.digest)
@@ -95,11 +121,14 @@ class Service:
             ready: False while the service is being stopped: every request is answered 503.
         """
         arrived = time.perf_counter()
-        items = [_Item(request=request, arrived=arrived) for request in requests]
+        is_late = self.brownout_seconds is not None and _waited_seconds(requests) > self.brownout_seconds
+        items = [_Item(request=request, arrived=arrived, is_late=is_late) for request in requests]
         in_flight = metrics.IN_FLIGHT.labels(self.model.name)
         in_flight.inc(len(items))
         try:
-            return self._answer(items) if ready else [self._refuse(item, STOPPING) for item in items]
+            if not ready or self.is_lost:
+                return [self._refuse(item, LOST if ready else STOPPING) for item in items]
+            return self._answer(items)
         finally:
             in_flight.dec(len(items))
             self._record(items)
@@ -113,6 +142,8 @@ class Service:
         try:
             with item.clock("decode"):
                 item.asked = self._read(item.request)
+                if item.is_late:
+                    _leave_out_tta(item)
                 item.queries = _queries(item.asked, arrived=item.arrived, max_seconds=self.spec.serving.max_seconds)
         except Problem as problem:
             self._refuse(item, problem)
@@ -124,7 +155,9 @@ class Service:
             return read_inference(request, spec=self.spec, max_answer_bytes=MAX_ANSWER_BYTES)
         data, options = api.parse_request(request)
         self._check_classes(options.classes)
-        asked = Asked(image_HWC=codec.decode_image(data), options=options)
+        with self.quarantine.decoding(data) if self.quarantine else nullcontext():
+            image_HWC = codec.decode_image(data)
+        asked = Asked(image_HWC=image_HWC, options=options)
         self._check_probabilities(asked)
         return asked
 
@@ -152,7 +185,14 @@ class Service:
         if not queries:
             return
         clock = StageClock()
-        outcomes = iter(self.predictor.attempt(queries, clock=clock))
+        try:
+            outcomes = iter(self.predictor.attempt(queries, clock=clock))
+        except DeviceLost as lost:
+            logger.critical("the device is lost", exc_info=lost)
+            self.is_lost = True
+            for item in items:
+                self._refuse(item, LOST)
+            return
         for item in items:
             own = [next(outcomes) for _ in item.queries]
             error = next((outcome for outcome in own if isinstance(outcome, Exception)), None)
@@ -217,6 +257,8 @@ class Service:
         if item.clock.seconds:
             timings = item.clock.milliseconds().items()
             headers["Server-Timing"] = ", ".join(f"{stage};dur={duration}" for stage, duration in timings)
+        if item.left_out:
+            headers["X-Segserve-Degraded"] = item.left_out
         request_id = item.request.headers.get("x-request-id", "")
         if request_id and request_id.isascii() and request_id.isprintable():
             headers["X-Segserve-Request-Id"] = request_id
@@ -228,6 +270,8 @@ class Service:
         for item in items:
             metrics.REQUESTS.labels(self.model.name, _outcome(item)).inc()
             metrics.REQUEST_SECONDS.labels(self.model.name).observe(now - item.arrived)
+            if item.left_out:
+                metrics.DEGRADED.labels(self.model.name, item.left_out).inc()
             for stage in item.clock.seconds.keys() & {"decode", "encode"}:
                 metrics.STAGE_SECONDS.labels(self.model.name, stage).observe(item.clock.seconds[stage])
             for query in item.queries:
@@ -245,6 +289,7 @@ class Service:
             "version": self.model.version,
             "status": item.response.status if item.response else 500,
             "problem": item.problem,
+            "left_out": item.left_out,
             "bytes": len(item.response.body) if item.response else 0,
             "images": sizes,
             "batch": batch,
@@ -252,6 +297,18 @@ class Service:
             "stages_ms": item.clock.milliseconds(),
         }
         logger.info("request", extra={"fields": fields})
+
+
+def _waited_seconds(requests: Sequence[Request]) -> float:
+    """Of the one that has waited longest since the gateway handed it on; 0 where there is no gateway that says so."""
+    stamps = (STAMP.fullmatch(request.headers.get("x-request-start", "")) for request in requests)
+    return max((time.time() - float(stamp[1]) for stamp in stamps if stamp), default=0.0)
+
+
+def _leave_out_tta(item: _Item) -> None:
+    if item.asked is not None and item.asked.options.tta != "none":
+        item.asked = replace(item.asked, options=item.asked.options.model_copy(update={"tta": "none"}))
+        item.left_out = "tta"
 
 
 def _started_pool(size: int) -> ThreadPoolExecutor:

@@ -1,4 +1,7 @@
+import faulthandler
 import os
+import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,6 +83,46 @@ def test_cores_are_shared_out_among_the_workers(
     _share_cores(serving)
     assert asked == [expected]
     assert adapter.ENGINE == "SEGSERVE_ENGINE"
+
+
+def test_a_worker_without_its_gpu_answers_and_then_ends(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    """tests/system/test_bad_day.py has the end itself."""
+    ended: list[int] = []
+    monkeypatch.setattr(adapter, "END_SECONDS", 0.0)
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setenv("SEGSERVE_ENGINE", "torch")
+    worker = SegmentationAdapter()
+    worker.initialize(context)
+    monkeypatch.setattr(Context, "get_all_request_header", lambda *_: {})
+    for name in ("status", "content_type", "header"):
+        monkeypatch.setattr(Context, f"set_response_{name}", lambda *_: None)
+    worker.handle([{"body": b"no image"}], context)
+    assert ended == []
+    worker.service.is_lost = True
+    [body] = worker.handle([{"body": b"no image"}], context)
+    assert b"this worker has lost its GPU" in body
+    deadline = time.monotonic() + 5
+    while not ended and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert ended == [1]
+
+
+def test_what_the_supervisor_says_reaches_the_service(
+    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEGSERVE_ENGINE", "torch")
+    worker = SegmentationAdapter()
+    worker.initialize(context)
+    assert (worker.service.quarantine, worker.service.brownout_seconds) == (None, None)
+    (tmp_path / "quarantine").mkdir()
+    monkeypatch.setenv("SEGSERVE_QUARANTINE_FOLDER", str(tmp_path / "quarantine"))
+    monkeypatch.setenv("SEGSERVE_BROWNOUT_MS", "250")
+    worker.initialize(context)
+    assert sys.__stderr__ is not None
+    faulthandler.enable(sys.__stderr__)
+    assert worker.service.quarantine is not None
+    assert worker.service.quarantine.folder == tmp_path / "quarantine"
+    assert worker.service.brownout_seconds == 0.25
 
 
 def test_answered_images_are_kept_while_a_deployment_asks(

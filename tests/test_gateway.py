@@ -1,12 +1,15 @@
 """The real nginx by itself: TorchServe and the ops port are not there."""
 
+import http.client
 import os
 import socket
 import ssl
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from handlers.gateway import Gateway
 from handlers.nginx import Place
 from handlers.settings import GatewaySettings, ServeSettings
 from handlers.torchserve import ServeError, free_port
+from segserve.whole import write_whole
 from tests.system.toy_service import is_gone, nginx_or_skip, short_folder, until
 
 TOY = Place(name="toy", task="segmentation", version="1.0", limit=4, answer_seconds=10)
@@ -85,6 +89,77 @@ def test_a_certificate_that_nginx_cannot_read_is_named(folder: Path) -> None:
         (folder / name).write_text("not PEM")
     with pytest.raises(ServeError, match=r"expected nginx to take its configuration, but it says: .*tls\.crt"):
         make(folder, certificate=folder / "tls.crt", key=folder / "tls.key")
+
+
+def test_tokens_are_renewed_and_no_request_is_lost(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gateway_module, "SETTLED_SECONDS", 0.1)
+    monkeypatch.setattr(gateway_module, "CLOSING_SECONDS", 0.4)
+    token = {name: f"{name}.{name}{'0123456789' * 2}" for name in ("alice", "bob", "carol")}
+    file = folder / "tokens"
+    write_whole(file, f"{token['alice']}\n{token['carol']}\n")
+    gateway, port = make(folder, tokens=file, requests_per_second=100_000, burst=100_000)
+
+    def status(name: str) -> int:
+        gateway.watch()
+        with closing(http.client.HTTPConnection("127.0.0.1", port)) as connection:
+            return ask(connection, token[name])
+
+    start(gateway, port)
+    try:
+        assert (status("alice"), status("bob")) == (503, 403), "there is no TorchServe"
+        with asking(port, token["carol"]) as outcomes:
+            for first, other in (("bob", "alice"), ("alice", "bob")):
+                write_whole(file, f"{token[first]}\n{token['carol']}\n")
+                until(lambda who=first: status(who) == 503, 5)  # type: ignore[misc]
+                until(lambda who=other: status(who) == 403, 5)  # type: ignore[misc]
+            for wrong in (f"{token['bob']}\nhush", None):
+                write_whole(file, wrong) if wrong else file.unlink()
+                said = ""
+                while "keeps the tokens and the certificate it has: " not in said:
+                    gateway.watch()
+                    said += capfd.readouterr().out
+                assert "hush" not in said
+            assert (status("alice"), status("bob")) == (503, 403)
+        assert set(outcomes) == {503}, Counter(outcomes)
+        assert len(outcomes) > 20
+    finally:
+        gateway.stop(seconds=5)
+
+
+def ask(connection: http.client.HTTPConnection, token: str) -> int:
+    connection.request("POST", "/v1/segment", body=b"x", headers={"Authorization": f"Bearer {token}"})
+    answer = connection.getresponse()
+    answer.read()
+    return answer.status
+
+
+@contextmanager
+def asking(port: int, token: str) -> Iterator[list[int | str]]:
+    """Four clients that ask one time after the other, over connections that they never look at; what comes of each."""
+    outcomes: list[int | str] = []
+    done = threading.Event()
+
+    def client() -> None:
+        with closing(http.client.HTTPConnection("127.0.0.1", port)) as connection:
+            while not done.is_set():
+                try:
+                    outcomes.append(ask(connection, token))
+                except (OSError, http.client.HTTPException) as error:
+                    outcomes.append(repr(error))
+                    connection.close()
+                done.wait(0.01)
+
+    threads = [threading.Thread(target=client) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield outcomes
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
 
 
 def test_everything_it_writes_is_in_its_folder_and_the_configuration_is_read_only(folder: Path) -> None:

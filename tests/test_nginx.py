@@ -41,6 +41,11 @@ def test_places_are_for_what_is_computed_and_for_what_waits() -> None:
     assert (second.name, second.limit) == ("labels", 8)
 
 
+def test_requests_are_stamped_only_for_a_brownout(tmp_path: Path) -> None:
+    assert "X-Request-Start" not in text(tmp_path)
+    assert text(tmp_path, brownout_ms=500).count('proxy_set_header X-Request-Start "t=$msec";') == 1
+
+
 def test_the_gateway_waits_longer_than_torchserve_does(tmp_path: Path) -> None:
     inner, outer = (int(s) for s in re.findall(r"proxy_read_timeout (\d{3})s", text(tmp_path))[::-1])
     assert 120 < inner < outer

@@ -67,6 +67,13 @@ def test_each_reason_has_its_answer(
     assert (kind not in STATUS) or (STATUS[kind], TITLE[kind]) == (status, refusal.title)  # type: ignore[index]
 
 
+def test_a_handler_s_503_means_a_stop_only_while_the_service_stops(health: KnownHealth, throughput: Throughput) -> None:
+    said = refusals.of_model("stopping", "toy", health=health, throughput=throughput).detail
+    assert said == "the worker that had this request is being replaced: send the request again"
+    health.draining = True
+    assert "being stopped" in refusals.of_model("stopping", "toy", health=health, throughput=throughput).detail
+
+
 def test_no_reason_is_left_out() -> None:
     assert set(get_args(Why)) >= {"overloaded", "lost"}
     assert len(get_args(Why)) == 8

@@ -1,10 +1,15 @@
 import base64
+import faulthandler
+import hashlib
 import io
 import itertools
 import json
 import re
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +32,7 @@ from segserve.engines.torch_engine import TorchEngine
 from segserve.png import NO_CLASS
 from segserve.prediction import Query, SegmentationPrediction
 from segserve.predictor import ClassificationPredictor, SegmentationPredictor
+from segserve.quarantine import Quarantine
 from segserve.render import render
 from segserve.service import Service
 from tests.conftest import CLASSES, ToyEngine, ToyLabelsEngine, expected_probs, random_image
@@ -544,6 +550,83 @@ def test_requests_in_flight_are_counted_while_they_are(artifact: Artifact) -> No
     watched.handle([request(RED), request(RED), request(RED)])
     assert seen == [3]
     assert sample("segserve_in_flight", model="watched") == 0
+
+
+def test_an_image_that_ended_two_workers_is_refused_and_its_neighbours_are_not(
+    artifact: Artifact, tmp_path: Path
+) -> None:
+    for crash in range(2):
+        (tmp_path / f"crash-{crash}").write_bytes(hashlib.sha256(png(RED)).digest() + b"thread-1")
+    predictor = SegmentationPredictor(artifact.spec, ToyEngine())
+    with faulthandler_as_before():
+        careful = Service(
+            artifact, predictor, name="careful", version="1", pool_size=2, quarantine=Quarantine(tmp_path)
+        )
+    as_form = Request(headers={"content-type": "multipart/form-data"}, fields={"image": png(RED)})
+    as_json = json_request({"image": base64.b64encode(png(RED)).decode()})
+    poison, good, same, again = careful.handle([request(RED), request(IMAGES[0]), as_form, as_json])
+    assert document(poison, 422)["type"] == "urn:segserve:problem:quarantined"
+    assert (good.status, same.status, again.status) == (200, 422, 422)
+    assert sample("segserve_rejected_total", model="careful", reason="quarantined") == 3
+
+
+@contextmanager
+def faulthandler_as_before() -> Iterator[None]:
+    yield
+    assert sys.__stderr__ is not None
+    faulthandler.enable(sys.__stderr__)
+
+
+def test_a_lost_gpu_is_503_for_all_from_then_on(artifact: Artifact) -> None:
+    """No machine has a hundredth GPU, so that whatever is asked of it really fails."""
+    engine = ToyEngine()
+    losing = Service(artifact, SegmentationPredictor(artifact.spec, engine), name="losing", version="1", pool_size=1)
+    assert losing.handle([request(RED)])[0].status == 200
+    engine.device = torch.device("cuda", 99)
+    answers = losing.handle([request(RED), request(IMAGES[0]), request(RED, tta="twice")])
+    assert [answer.status for answer in answers] == [503, 503, 400]
+    assert "this worker has lost its GPU" in document(answers[0], 503)["detail"]
+    assert int(answers[1].headers["Retry-After"]) > 0
+    engine.device = torch.device("cpu")
+    assert losing.is_lost
+    assert losing.handle([request(RED)])[0].status == 503
+
+
+def stamped(seconds: float, **options: object) -> Request:
+    """As from a gateway, so many seconds ago."""
+    asked = request(IMAGES[0], **options)
+    return Request(headers={**asked.headers, "x-request-start": f"t={time.time() - seconds:.3f}"}, fields=asked.fields)
+
+
+def test_a_brownout_leaves_out_tta_and_says_so(artifact: Artifact) -> None:
+    engine = ToyEngine()
+    predictor = SegmentationPredictor(artifact.spec, engine)
+    dim = Service(artifact, predictor, name="dim", version="1", pool_size=1, brownout_seconds=0.5)
+    full, plain = dim.handle([stamped(0.1, tta="d4", format="json"), stamped(0.1)])
+    assert document(full)["tta"] == {"plan": "d4", "views": 8, "aggregate": "mean"}
+    engine.shapes.clear()
+    late, neighbour, plain = dim.handle([stamped(0.6, tta="d4", format="json"), stamped(0, tta="hflip"), stamped(0)])
+    assert document(late)["tta"] == {"plan": "none", "views": 1, "aggregate": "mean"}
+    assert sum(shape[0] for shape in engine.shapes) == 3, "one view each"
+    assert [answer.headers.get("X-Segserve-Degraded") for answer in (full, late, neighbour, plain)] == [
+        *(None, "tta", "tta", None)
+    ]
+    assert sample("segserve_degraded_total", model="dim", what="tta") == 2
+
+
+@pytest.mark.parametrize("stamp", ["", "t=", "t=1", "t=-1.000", "t=nan", "yesterday", f"t={'9' * 20}.000"])
+def test_a_stamp_that_is_none_degrades_nothing(stamp: str, artifact: Artifact) -> None:
+    predictor = SegmentationPredictor(artifact.spec, ToyEngine())
+    dim = Service(artifact, predictor, name="dim", version="1", pool_size=1, brownout_seconds=0.5)
+    asked = request(IMAGES[4], tta="d4")
+    headers = {**asked.headers, "x-request-start": stamp}
+    (answer,) = dim.handle([Request(headers=headers, fields=asked.fields)])
+    assert (answer.status, answer.headers.get("X-Segserve-Degraded")) == (200, None)
+
+
+def test_without_a_brownout_no_wait_is_too_long(toy: Service) -> None:
+    (answer,) = toy.handle([stamped(3600, tta="d4", format="json")])
+    assert document(answer)["tta"]["views"] == 8
 
 
 def test_the_model_is_announced(artifact: Artifact) -> None:

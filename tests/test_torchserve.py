@@ -106,11 +106,24 @@ def test_workers_get_the_flag_and_the_metrics_folder_but_no_foreign_code(tmp_pat
     }
     assert torchserve.environment(inherited, folder=RunFolder(tmp_path)) == {
         "OMP_NUM_THREADS": "3",
+        "MALLOC_ARENA_MAX": "1",
+        "SEGSERVE_QUARANTINE_FOLDER": str(tmp_path / "quarantine"),
         "SEGSERVE_DRAIN_FLAG": str(tmp_path / "drain"),
         "SEGSERVE_SAMPLE_FOLDER": str(tmp_path / "sample"),
         "PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "metrics"),
         "PYTHONUNBUFFERED": "1",
     }
+
+
+def test_workers_are_told_of_a_brownout_only_where_there_is_to_be_one(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert torchserve.environment({}, folder=folder, brownout_ms=500)["SEGSERVE_BROWNOUT_MS"] == "500"
+    assert "SEGSERVE_BROWNOUT_MS" not in torchserve.environment({}, folder=folder)
+
+
+def test_the_number_of_heaps_can_be_chosen(tmp_path: Path) -> None:
+    inherited = {"MALLOC_ARENA_MAX": "4"}
+    assert torchserve.environment(inherited, folder=RunFolder(tmp_path))["MALLOC_ARENA_MAX"] == "4"
 
 
 def test_without_java_home_the_installed_runtime_is_found() -> None:
