@@ -5,6 +5,7 @@ What is asked again, and why the rest is not: docs/client.md.
 
 import base64
 import io
+import os
 import random
 import time
 import uuid
@@ -51,6 +52,8 @@ ImageSource = bytes | Path | NDArray[np.uint8]
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 10.0
 """Seconds between attempts where the service does not say how many: they double, from the one to the other."""
+TOKEN = "SEGSERVE_TOKEN"
+"""Environment variable: the token that is sent where no other is given."""
 UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
 
@@ -137,9 +140,13 @@ class Client:
         model: its name in the service.
         timeout: seconds for one call, with its retries and the pauses between them.
         retries: most attempts after the first.
+        token: NAME.SECRET, for a gateway that asks for one; None: that of the environment variable `SEGSERVE_TOKEN`, if
+            there is one.
     """
 
-    def __init__(self, url: str, *, model: str, timeout: float = 60.0, retries: int = 4) -> None:
+    def __init__(
+        self, url: str, *, model: str, timeout: float = 60.0, retries: int = 4, token: str | None = None
+    ) -> None:
         if httpx.URL(url).scheme not in ("http", "https"):
             raise ValueError(f"expected a URL such as http://127.0.0.1:8080, but got {url!r}")
         if timeout <= 0 or retries < 0:
@@ -148,7 +155,7 @@ class Client:
         self.timeout = timeout
         self.retries = retries
         self._address = f"{url.rstrip('/')}/predictions/{quote(model, safe='')}"
-        self._http = httpx.Client()
+        self._http = httpx.Client(headers=_authorization(os.environ.get(TOKEN) if token is None else token))
 
     def __enter__(self) -> Self:
         return self
@@ -284,6 +291,16 @@ def _parsed(reply: Reply, read: Callable[[bytes], Answer]) -> Answer:
             f"expected another answer from {reply.model or 'the service'} ({explain(error)}): "
             "is the model one for segmentation, or for classification?"
         ) from None
+
+
+def _authorization(token: str | None) -> dict[str, str]:
+    if not token:
+        return {}
+    if not (token.isascii() and token.isprintable() and " " not in token):
+        raise ValueError(
+            "expected a token of visible ASCII characters, but it has others: is there a line break in it?"
+        )
+    return {"Authorization": f"Bearer {token}"}
 
 
 def _options(asked: Mapping[str, Any]) -> Options:

@@ -106,6 +106,27 @@ def test_asks_the_model_and_hands_over_the_answer() -> None:
     assert (reply.request_id, reply.timings_ms) == ("req-1", {"decode": 1.5, "forward": 20.0})
 
 
+def test_a_token_is_sent_the_given_one_before_that_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SEGSERVE_TOKEN", raising=False)
+    with scripted(OK) as script:
+        with script.client() as nobody, script.client(token="alice.secret") as alice:
+            nobody.ask(IMAGE)
+            alice.ask(IMAGE)
+        monkeypatch.setenv("SEGSERVE_TOKEN", "bob.secret")
+        with script.client() as bob, script.client(token="alice.secret") as alice, script.client(token="") as nobody:
+            for client in (bob, alice, nobody):
+                client.ask(IMAGE)
+    sent = [request.headers.get("authorization") for request in script.requests]
+    assert sent == [None, "Bearer alice.secret", "Bearer bob.secret", "Bearer alice.secret", None]
+
+
+@pytest.mark.parametrize("token", ["alice.secret\n", "alice secret", "älice.secret"])
+def test_a_token_that_cannot_be_sent_is_not_quoted(token: str) -> None:
+    with pytest.raises(ValueError, match="expected a token of visible ASCII characters") as caught:
+        Client("http://127.0.0.1:1", model="cells", token=token)
+    assert "secret" not in str(caught.value)
+
+
 def test_every_option_arrives_as_it_was_given() -> None:
     asked = {
         "format": ["png", "coco"],
