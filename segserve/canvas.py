@@ -63,8 +63,8 @@ class Canvas:
         """Put maps of a part of the image in their place."""
         probs_KHW = maps_MHW[:-NUM_DOUBTS] if self.query.maps else maps_MHW
         place = np.s_[top : top + maps_MHW.shape[1], left : left + maps_MHW.shape[2]]
-        confidence_HW, mask_HW = probs_KHW.max(dim=0)
-        self.mask_HW[place] = mask_HW.to(torch.uint8).cpu().numpy()
+        confidence_HW, mask_HW = tta.largest(probs_KHW)
+        self.mask_HW[place] = mask_HW.cpu().numpy()
         self.confidence_HW[place] = _to_8_bit(confidence_HW)
         for measure, map_HW in self.uncertainty_HW.items():
             map_HW[place] = _to_8_bit(_measured(maps_MHW, measure))

@@ -135,7 +135,7 @@ class ImagePredictor(Generic[P]):
                     scores_K = self._undo(look, logits_K, query, _size(padded[look.image_index]))
                     views[look.image_index].append(scores_K)
         return [
-            _cropped(torch.stack(scores), _size(image_CHW))
+            _cropped(_stacked(scores), _size(image_CHW))
             if len(scores) == len(PLANS[query.tta])
             else TimeoutError("the deadline has passed")
             for scores, image_CHW, query in zip(views, images, queries, strict=True)
@@ -305,6 +305,11 @@ def _size(image_CHW: Tensor) -> Size:
 def _cropped(scores_VK: Tensor, size: Size) -> Tensor:
     """Without the padding at the right and the bottom; labels' scores, (V, K), have none."""
     return scores_VK if scores_VK.dim() < 3 else scores_VK[..., : size[0], : size[1]]
+
+
+def _stacked(scores: Sequence[Tensor]) -> Tensor:
+    """(V, K, ...); a single view's are not copied."""
+    return scores[0][None] if len(scores) == 1 else torch.stack(list(scores))
 
 
 def _is_late(query: Query) -> bool:

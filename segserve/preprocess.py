@@ -52,7 +52,8 @@ def normalise(image_CHW: Tensor, spec: PreprocessSpec) -> Tensor:
     """uint8 (..., 3, H, W) to float32 with the spec's mean and standard deviation removed."""
     mean_C11 = torch.tensor(spec.mean, device=image_CHW.device).view(3, 1, 1)
     std_C11 = torch.tensor(spec.std, device=image_CHW.device).view(3, 1, 1)
-    return (image_CHW.float() / 255 - mean_C11) / std_C11
+    # Decoded images have their channels last: moving bytes apart is cheaper than moving floats.
+    return image_CHW.contiguous().float().div_(255).sub_(mean_C11).div_(std_C11)
 
 
 def aligned(size: Size, stride: int) -> Size:
@@ -64,6 +65,8 @@ def aligned(size: Size, stride: int) -> Size:
 def pad(image_CHW: Tensor, size: Size) -> Tensor:
     """Repeat the last row and column until the image has `size`."""
     height, width = image_CHW.shape[-2:]
+    if (height, width) == size:
+        return image_CHW
     return functional.pad(image_CHW, (0, size[1] - width, 0, size[0] - height), mode="replicate")
 
 

@@ -19,6 +19,8 @@ from segserve.preprocess import Size
 from segserve.spec import Aggregate, Plan
 
 SCALES = (1.0, 0.75, 1.25)
+MOST_COMPARED = 64
+"""Classes; with more, their comparison with the largest no longer fits in the caches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,15 +35,20 @@ class View:
         """The image (..., H, W) as this view sees it."""
         if self.hflip:
             image_CHW = image_CHW.flip(-1)
-        image_CHW = torch.rot90(image_CHW, self.turns, dims=(-2, -1))
+        image_CHW = _turn(image_CHW, self.turns)
         height, width = image_CHW.shape[-2:]
         return _resize(image_CHW, (max(1, round(height * self.scale)), max(1, round(width * self.scale))))
 
     def inverse(self, map_KHW: Tensor, size: Size) -> Tensor:
         """A map (K, h, w) of this view, back in the pixels of the image of `size`."""
         map_KHW = _resize(map_KHW, size if self.turns % 2 == 0 else (size[1], size[0]))
-        map_KHW = torch.rot90(map_KHW, -self.turns, dims=(-2, -1))
+        map_KHW = _turn(map_KHW, -self.turns)
         return map_KHW.flip(-1) if self.hflip else map_KHW
+
+
+def _turn(map_KHW: Tensor, turns: int) -> Tensor:
+    """Quarter turns; torch copies even where there are none."""
+    return torch.rot90(map_KHW, turns, dims=(-2, -1)) if turns else map_KHW
 
 
 def _resize(map_KHW: Tensor, size: Size) -> Tensor:
@@ -63,7 +70,7 @@ PLANS: dict[Plan, tuple[View, ...]] = {
 
 def scores(logits_K: Tensor, aggregate: Aggregate, *, temperature: float = 1.0) -> Tensor:
     """What is to be aggregated of one view: its logits for `logits`, else its probabilities (K, ...)."""
-    logits_K = logits_K / temperature
+    logits_K = logits_K if temperature == 1.0 else logits_K / temperature
     return logits_K if aggregate == "logits" else logits_K.softmax(dim=0)
 
 
@@ -80,9 +87,9 @@ def combine(scores_VK: Tensor, aggregate: Aggregate) -> Tensor:
     """
     match aggregate:
         case "mean":
-            return scores_VK.mean(dim=0)
+            return _mean(scores_VK)
         case "logits":
-            return scores_VK.mean(dim=0).softmax(dim=0)
+            return _mean(scores_VK).softmax(dim=0)
         case "max":
             largest_K = scores_VK.amax(dim=0)
             return largest_K / largest_K.sum(dim=0, keepdim=True)
@@ -90,6 +97,10 @@ def combine(scores_VK: Tensor, aggregate: Aggregate) -> Tensor:
             return _vote(scores_VK)
         case _:
             assert_never(aggregate)
+
+
+def _mean(scores_VK: Tensor) -> Tensor:
+    return scores_VK[0] if len(scores_VK) == 1 else scores_VK.mean(dim=0)
 
 
 def _vote(probs_VK: Tensor) -> Tensor:
@@ -102,8 +113,22 @@ def _vote(probs_VK: Tensor) -> Tensor:
 
 def entropy(probs_K: Tensor, *, dim: int = 0) -> Tensor:
     """Shannon entropy over the classes, at `dim`, divided by ln K: 0 certain, 1 uniform."""
-    nats: Tensor = torch.special.entr(probs_K).sum(dim=dim)
-    return nats / math.log(probs_K.shape[dim])
+    # torch.special.entr takes five times as long on a CPU: its logarithm is of one number at a time.
+    negative_nats: Tensor = probs_K.clamp_min(torch.finfo(probs_K.dtype).tiny).log_().mul_(probs_K).sum(dim=dim)
+    return negative_nats / -math.log(probs_K.shape[dim])
+
+
+def largest(probs_KHW: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest probability of each pixel and its class, the first of equal ones: (H, W) and (H, W) uint8."""
+    num_classes = len(probs_KHW)
+    if probs_KHW.is_cuda or num_classes > MOST_COMPARED:
+        confidence_HW, mask_HW = probs_KHW.max(dim=0)
+        return confidence_HW, mask_HW.to(torch.uint8)
+    confidence_HW = probs_KHW.amax(dim=0)
+    # On a CPU torch's max with indices takes three times as long as the largest of the ranks, of bytes, that tie.
+    ranks_K11 = torch.arange(num_classes, 0, -1, dtype=torch.uint8)[:, None, None]
+    best_rank_HW = ((probs_KHW == confidence_HW) * ranks_K11).amax(dim=0)
+    return confidence_HW, (num_classes - best_rank_HW).clamp_(max=num_classes - 1)  # nothing equals NaN
 
 
 def mutual_information(scores_VK: Tensor, aggregate: Aggregate) -> Tensor:

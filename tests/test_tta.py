@@ -1,3 +1,4 @@
+import math
 from itertools import product
 from typing import get_args
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from segserve.preprocess import Size
 from segserve.spec import Aggregate, Plan
-from segserve.tta import PLANS, View, combine, disagreement, entropy, mutual_information, scores
+from segserve.tta import MOST_COMPARED, PLANS, View, combine, disagreement, entropy, largest, mutual_information, scores
 
 SIZES = [(1, 1), (1, 7), (5, 3), (8, 8), (33, 47)]
 AGGREGATES: tuple[Aggregate, ...] = get_args(Aggregate)
@@ -160,6 +161,21 @@ def test_entropy_of_maps_equals_numpy() -> None:
     probs_KHW = torch.randn(5, 4, 6).softmax(dim=0)
     p = probs_KHW.double().numpy()
     np.testing.assert_allclose(entropy(probs_KHW), -(p * np.log(p)).sum(axis=0) / np.log(5), atol=1e-6)
+
+
+@pytest.mark.parametrize("num_classes", [1, 2, 5, MOST_COMPARED, MOST_COMPARED + 1, 256])
+def test_the_largest_equals_torch_s_where_it_is_one_and_is_the_first_of_equal_ones(num_classes: int) -> None:
+    levels = 20  # so few that many are equal
+    probs_KHW = torch.randint(0, levels, (num_classes, 40, 30), generator=torch.Generator().manual_seed(0)) / levels
+    confidence_HW, mask_HW = largest(probs_KHW)
+    assert mask_HW.dtype == torch.uint8
+    assert torch.equal(confidence_HW, probs_KHW.amax(dim=0))
+    np.testing.assert_array_equal(mask_HW, probs_KHW.numpy().argmax(axis=0))
+
+
+def test_a_network_that_says_nan_still_gets_a_class() -> None:
+    _, mask_HW = largest(torch.full((3, 2, 2), math.nan))
+    assert (mask_HW < 3).all()
 
 
 def test_disagreement_counts_the_views() -> None:
