@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check serve chaos loadtest bench lock clean
+.PHONY: demo test check serve chaos loadtest bench lock sbom clean
 
 demo: $(VENV)/ready
 	$(BIN)/python demo.py
@@ -44,6 +44,10 @@ $(VENV)/ready: requirements.lock pyproject.toml
 
 lock:
 	$(BIN)/uv pip compile pyproject.toml --extra train --extra openvino-export --extra dev --generate-hashes --no-emit-index-url --python-version 3.11 --quiet --output-file requirements.lock
+
+# The packages of the image, for scanners; with those of an extra: python -m deploy.sbom FILE openvino.
+sbom: $(VENV)/ready
+	$(BIN)/python -m deploy.sbom build/sbom.cdx.json
 
 clean:
 	rm -rf $(VENV) runs build
