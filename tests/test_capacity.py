@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from loadtest import replicas
 from loadtest.capacity import Question, lose_zone, main, most_per_second, plan, saturation, surge
 from loadtest.service_time import ServiceTime
 
@@ -83,6 +84,13 @@ def test_the_page_prints_what_its_commands_print(
 
 def test_the_page_has_examples() -> None:
     assert len(EXAMPLES) == 2 and PAGE.count("```sh\n") == 3
+
+
+def test_the_pages_measurement_is_understood(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It takes minutes, so only that its options exist: it ends where it looks for the archive."""
+    [command] = re.findall(r"\.venv/bin/python -m loadtest\.replicas (.*)", PAGE)
+    assert replicas.main([*shlex.split(command), "--store", str(tmp_path)]) == 2
+    assert "expected an archive" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+import shlex
 import threading
 import time
 from collections.abc import Iterator
@@ -14,8 +16,10 @@ import pytest
 from PIL import Image
 
 from loadtest.__main__ import main
+from loadtest.profile import PROFILES, read_profile
 from loadtest.record import Record, read_record
 
+README = Path(__file__).resolve().parents[1] / "loadtest/README.md"
 COMMON = {"model": {}, "uncertainty": {}, "tta": {}, "timings_ms": {}}
 MODELS = ("--segmentation", "a-segmenter", "--classification", "a-classifier")
 
@@ -184,6 +188,25 @@ def test_an_unreachable_service_ends_with_1(tmp_path: Path, capfd: pytest.Captur
     assert code == 1 and record.sent
     assert {sent.kind for sent in record.sent} == {"no answer"}
     assert "expected an answer, but got" in capfd.readouterr().out
+
+
+def test_the_commands_of_the_readme_are_understood(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They end where they look for the objectives, before anything is sent."""
+    commands = re.findall(r"^\.venv/bin/python -m loadtest (.*?)(?:#.*)?$", README.read_text(), flags=re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        assert main([*shlex.split(command), "--slo", str(tmp_path / "none.toml")]) == 2
+        assert "expected a file of service level objectives" in capsys.readouterr().err
+
+
+def test_the_profile_of_the_readme_can_be_read(tmp_path: Path) -> None:
+    [text] = re.findall(r"```toml\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    (tmp_path / "own.toml").write_text(text)
+    assert read_profile(str(tmp_path / "own.toml")).loop == "open"
+    table = {
+        name for row in re.findall(r"^\| (`.*?) \|", README.read_text(), flags=re.MULTILINE) for name in row.split(", ")
+    }
+    assert table == {f"`{path.stem}`" for path in PROFILES.glob("*.toml")}
 
 
 @pytest.mark.parametrize(
