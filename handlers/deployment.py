@@ -5,6 +5,7 @@ is answered by the version it was sent to. So both are loaded, and the default i
 """
 
 import contextlib
+import http.client
 import shutil
 import time
 import zipfile
@@ -70,13 +71,13 @@ def deploy(settings: DeploySettings, *, say: Say) -> str:
 
     Raises:
         ValueError: the archive is not one to take this model's place, or no service runs.
-        RuntimeError: the new version did not load, is beyond the limits, or TorchServe did not do as it was told; the
-            served one goes on, and the sentence has the figures.
+        RuntimeError: the new version did not load, is beyond the limits, or TorchServe did not do as it was told, or
+            ended; the served one goes on, and the sentence has the figures.
     """
     new, spec = store.read_archive(settings.archive), _read_spec(settings.archive)
     digest = _check_digest(settings)
     found, folder = running.find(settings.store)
-    with running.alone(folder):
+    with running.alone(folder), _answering():
         served = _Served(found, folder, name=new.name)
         _check_may_follow(served, new, spec)
         with _copied(settings.archive, served, digest=digest) as coming, _sampled(settings, folder):
@@ -99,7 +100,7 @@ def rollback(settings: RollbackSettings, *, say: Say) -> str:
     Where the service was started again in between, it must load first. Otherwise as `deploy`.
     """
     found, folder = running.find(settings.store)
-    with running.alone(folder):
+    with running.alone(folder), _answering():
         served = _Served(found, folder, name=settings.model)
         kept = served.previous
         if not kept.is_file():
@@ -198,6 +199,15 @@ class _Served:
         return state.workers["ready"] > 0 and not state.workers["loading"]
 
 
+@contextlib.contextmanager
+def _answering() -> Iterator[None]:
+    """A service that stops, or hangs, in the middle is no mistake of the user's."""
+    try:
+        yield
+    except (ConnectionError, TimeoutError, http.client.HTTPException) as error:
+        raise RuntimeError(f"expected the service to go on answering, but got: {error!r}; see its log") from error
+
+
 def _stored(settings: ServeSettings, name: str) -> ServedModel:
     models = store.served_models(settings)
     own = [model for model in models if model.name == name]
@@ -219,6 +229,8 @@ def _read_spec(path: Path) -> ModelSpec:
             return ModelSpec.model_validate_json(archive.read(SPEC))
     except KeyError:
         raise ValueError(f"expected {path} to be made by `segserve package`, but it has no {SPEC}") from None
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"expected {path} to be whole, but got: {error}; fetch it again") from None
     except ValidationError as error:
         raise ValueError(f"{SPEC} in {path}: {explain(error)}") from None
 
@@ -276,7 +288,8 @@ def _sampled(settings: DeploySettings, folder: RunFolder) -> Iterator[None]:
     try:
         yield
     finally:
-        shutil.rmtree(folder.sample)
+        with contextlib.suppress(FileNotFoundError):  # the service has ended, and its folder with it
+            shutil.rmtree(folder.sample)
 
 
 def _images(settings: DeploySettings, folder: RunFolder, *, say: Say) -> Iterator[tuple[bytes, Views]]:

@@ -110,8 +110,11 @@ class SupervisorMetrics(Collector):
         self.health = health
 
     def collect(self) -> Iterator[Metric]:
-        """Queue and workers of each model, summed over its versions."""
-        versions = self.health.versions
+        """Queue of each model, summed over its versions; workers of those that are to answer.
+
+        A version that is kept for a rollback must not hide that the one that answers has lost its workers.
+        """
+        versions, needed = self.health.versions, self.health.needed()
         queue = GaugeMetricFamily("segserve_queue_depth", "Requests that wait for a worker", labels=["model"])
         workers = GaugeMetricFamily("segserve_workers", "Workers by state", labels=["model", "state"])
         for name in self.health.names:
@@ -119,7 +122,7 @@ class SupervisorMetrics(Collector):
             if own:
                 queue.add_metric([name], sum(version.pending for version in own))
             for state in WORKER_STATES:
-                workers.add_metric([name, state], sum(version.workers[state] for version in own))
+                workers.add_metric([name, state], sum(one.workers[state] for one in needed if one.name == name))
         yield queue
         yield workers
 

@@ -106,10 +106,10 @@ class Health:
         if not self.versions:
             return ["TorchServe does not answer"]
         refused = [f"model {model}: TorchServe did not take {model.archive}" for model in self.refused()]
-        return refused + [_reason(state) for state in self._needed() if not state.workers["ready"]]
+        return refused + [_reason(state) for state in self.needed() if not state.workers["ready"]]
 
-    def _needed(self) -> list[VersionState]:
-        """Those that answer, and what was there from the start: not what stands beside a version deployed later."""
+    def needed(self) -> list[VersionState]:
+        """Versions that answer, and those of the start: not what stands beside a version that was deployed later."""
         versions = self.versions
         deployed = self._deployed(versions)
         return [

@@ -52,13 +52,13 @@ REFERENCE_CLASS_SHARE = Gauge(
     "segserve_reference_class_share",
     "Share of each class in the answers on held-out images",
     ["model", "class"],
-    multiprocess_mode="livemax",
+    multiprocess_mode="livemostrecent",
 )
 REFERENCE_CONFIDENCE_SHARE = Gauge(
     "segserve_reference_confidence_share",
     "Share of the held-out images in each bin of confidence",
     ["model", "bin"],
-    multiprocess_mode="livemax",
+    multiprocess_mode="livemostrecent",
 )
 IN_FLIGHT = Gauge("segserve_in_flight", "Requests in the workers", ["model"], multiprocess_mode="livesum")
 MODEL_INFO = Gauge(

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from handlers import running
-from handlers.deployment import DeploySettings, RollbackSettings, deploy, rollback
+from handlers.deployment import DeploySettings, RollbackSettings, _images, _sampled, deploy, rollback
 from handlers.settings import ServeSettings
 from handlers.store import SUMS, digest_of
-from handlers.torchserve import RunFolder
+from handlers.torchserve import RunFolder, free_port
 from segserve.spec import ModelSpec, Task
 from tests.conftest import CLASSES, tiny_spec
 
@@ -103,6 +103,9 @@ def test_another_task_or_other_classes(store: Path, tmp_path: Path, task: Task, 
 def test_an_archive_without_a_spec_or_with_a_broken_one(store: Path, tmp_path: Path) -> None:
     archive = write_archive(tmp_path / "new.mar", spec=None)
     assert "to be made by `segserve package`, but it has no artifact/spec.json" in refusal(archive, store)
+    whole = write_archive(tmp_path / "broken.mar", spec=tiny_spec("segmentation"))
+    whole.write_bytes(whole.read_bytes().replace(b"resnet18", b"resnet34"))
+    assert "broken.mar to be whole, but got: Bad CRC-32 for file 'artifact/spec.json'; fetch" in refusal(whole, store)
     with zipfile.ZipFile(archive, "a") as opened:
         opened.writestr("artifact/spec.json", '{"name": "a"}')
     assert f"artifact/spec.json in {archive}: expected a value for 'task'" in refusal(archive, store)
@@ -138,6 +141,24 @@ def test_two_archives_of_one_model(store: Path, tmp_path: Path, spec: ModelSpec)
     write_archive(store / "more.mar", version="2.0", spec=spec)
     sentence = refusal(archive, store)
     assert f"expected one archive of cells in {store}, but there are cells.mar, more.mar: start" in sentence
+
+
+def test_too_few_requests(store: Path, tmp_path: Path) -> None:
+    settings = DeploySettings(archive=tmp_path / "new.mar", store=store, wait_seconds=0.01)
+    folder = RunFolder(tmp_path / "segserve-a")
+    words = "expected 20 requests within 0.01 s, but 0 were answered: allow more with --wait, ask for fewer"
+    with _sampled(settings, folder), pytest.raises(RuntimeError, match=words):
+        _images(settings, folder, say=print)
+
+
+def test_a_service_that_ends_in_the_middle(store: Path, tmp_path: Path, spec: ModelSpec) -> None:
+    archive = write_archive(tmp_path / "new.mar", spec=spec)
+    folder = RunFolder(tmp_path / "segserve-a")
+    text = folder.announcement.read_text()
+    port = ServeSettings.model_validate(json.loads(text)["settings"]).management_port
+    folder.announcement.write_text(text.replace(str(port), str(free_port())))
+    with pytest.raises(RuntimeError, match="expected the service to go on answering, but got: ConnectionRefusedError"):
+        deploy(DeploySettings(archive=archive, store=store), say=print)
 
 
 def test_what_torchserve_does_not_take_leaves_nothing_behind(store: Path, tmp_path: Path, spec: ModelSpec) -> None:

@@ -127,6 +127,7 @@ def test_a_version_without_a_worker_is_a_reason() -> None:
 
 READY_2_0 = description("2.0", statuses=("READY",))
 LOADING_2_0 = description("2.0", statuses=("UNLOADING",))
+DEAD_2_0 = description("2.0", statuses=("UNLOADING",), pid=2**22 + 1)
 DEAD_1_1 = description("1.1", statuses=("UNLOADING",))
 
 
@@ -145,6 +146,9 @@ def test_once_another_version_answers_it_alone_decides() -> None:
         assert ops.health.refused() == []
         assert ops.admitted == {"toy": "2.0"}
         assert ops.health.is_ready("toy")
+    with serving(READY[0], DEAD_2_0, default=1) as ops:
+        ops.wait_for(["model toy 2.0: no worker is ready (0 ready, 0 loading, 1 other)"])
+        assert 'segserve_workers{model="toy",state="ready"} 0.0' in ops.client.get("/metrics").text
     with serving(READY[0], LOADING_2_0, default=1) as ops:
         ops.wait_for(["model toy 2.0: no worker is ready (0 ready, 1 loading, 0 other)"])
         assert ops.admitted == {}

@@ -104,7 +104,12 @@ def write_real(folder: Path, version: str, artifact: Artifact) -> Path:
         artifact = save_artifact(folder / "artifact", artifact.spec, network, example_HWC=random_image(48, 64))
     archive = package(artifact.path, name="cells", version=version, store=folder)
     if version == "4.0":
-        archive.write_bytes(archive.read_bytes().replace(b"resnet18", b"resnet34"))
+        with zipfile.ZipFile(archive) as whole:
+            entries = {name: whole.read(name) for name in whole.namelist()}
+        entries["artifact/weights.safetensors"] = b"broken"
+        with zipfile.ZipFile(archive, "w") as broken:
+            for name, content in entries.items():
+                broken.writestr(name, content)
     return archive
 
 
@@ -276,13 +281,6 @@ def test_a_version_that_does_not_load_is_refused(place: Place, service: Service)
     assert refused.returncode == 1
     assert "segserve: expected cells 4.0 to load, but its worker ended: the service's log says why" in refused.stderr
     until(lambda: loaded(service) == {"2.0"}, 10)
-    assert version(service) == "2.0"
-
-
-def test_without_traffic_nothing_is_deployed(place: Place, service: Service) -> None:
-    refused = place.run(DEPLOY, "--wait", "0.1", version="3.0")
-    assert refused.returncode == 1
-    assert "segserve: expected 20 requests within 0.1 s, but 0 were answered: allow more with --wait" in refused.stderr
     assert version(service) == "2.0"
 
 
