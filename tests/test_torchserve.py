@@ -107,9 +107,9 @@ def test_workers_get_the_flag_and_the_metrics_folder_but_no_foreign_code(tmp_pat
     assert torchserve.environment(inherited, folder=RunFolder(tmp_path)) == {
         "OMP_NUM_THREADS": "3",
         "MALLOC_ARENA_MAX": "1",
-        "SEGSERVE_QUARANTINE_FOLDER": str(tmp_path / "quarantine"),
         "SEGSERVE_DRAIN_FLAG": str(tmp_path / "drain"),
         "SEGSERVE_SAMPLE_FOLDER": str(tmp_path / "sample"),
+        "SEGSERVE_QUARANTINE_FOLDER": str(tmp_path / "quarantine"),
         "PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "metrics"),
         "PYTHONUNBUFFERED": "1",
     }
