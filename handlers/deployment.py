@@ -9,7 +9,7 @@ import http.client
 import shutil
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pydantic import Field, ValidationError
@@ -76,6 +76,7 @@ def deploy(settings: DeploySettings, *, say: Say) -> str:
     """
     new, spec = store.read_archive(settings.archive), _read_spec(settings.archive)
     digest = _check_digest(settings)
+    files = None if settings.images is None else _files(settings.images, count=settings.requests)
     found, folder = running.find(settings.store)
     with running.alone(folder), _answering():
         served = _Served(found, folder, name=new.name)
@@ -83,7 +84,7 @@ def deploy(settings: DeploySettings, *, say: Say) -> str:
         with _copied(settings.archive, served, digest=digest) as coming, _sampled(settings, folder):
             say(f"{new}, SHA-256 {digest}, loads beside {served.model.version}")
             with served.beside(coming, new):
-                images = _images(settings, folder, say=say)
+                images = _requests(settings, folder, say=say) if files is None else _read(files)
                 replayer = _replayer(found, served.model, spec)
                 figures = replayer.compare(images, served=served.model.version, new=new.version)
                 sentence = figures.sentence(settings.limits)
@@ -292,10 +293,18 @@ def _sampled(settings: DeploySettings, folder: RunFolder) -> Iterator[None]:
             shutil.rmtree(folder.sample)
 
 
-def _images(settings: DeploySettings, folder: RunFolder, *, say: Say) -> Iterator[tuple[bytes, Views]]:
-    if settings.images is not None:
-        paths = sorted(path for path in settings.images.iterdir() if path.is_file())[: settings.requests]
-        return ((path.read_bytes(), Views()) for path in paths)
+def _files(folder: Path, *, count: int) -> list[Path]:
+    found = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+    if not found:
+        raise ValueError(f"expected images in the folder {folder}, but there are none: name another with --images")
+    return found[:count]
+
+
+def _read(files: Sequence[Path]) -> Iterator[tuple[bytes, Views]]:
+    return ((path.read_bytes(), Views()) for path in files)
+
+
+def _requests(settings: DeploySettings, folder: RunFolder, *, say: Say) -> Iterator[tuple[bytes, Views]]:
     deadline = time.monotonic() + settings.wait_seconds
     while (count := sample.count_kept(folder.sample)) < settings.requests:
         if time.monotonic() > deadline:

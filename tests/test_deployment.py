@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from handlers import running
-from handlers.deployment import DeploySettings, RollbackSettings, _images, _sampled, deploy, rollback
+from handlers.deployment import DeploySettings, RollbackSettings, _requests, _sampled, deploy, rollback
 from handlers.settings import ServeSettings
 from handlers.store import SUMS, digest_of
 from handlers.torchserve import RunFolder, free_port
@@ -136,6 +136,16 @@ def test_a_store_that_no_longer_holds_what_is_served(store: Path, tmp_path: Path
     assert "to be the version that answers, cells 1.0, but it is cells 2.0: put" in refusal(archive, store)
 
 
+@pytest.mark.parametrize("name", ["empty", "nowhere"])
+def test_a_folder_without_images(store: Path, tmp_path: Path, spec: ModelSpec, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    archive = write_archive(tmp_path / "new.mar", spec=spec)
+    sentence = refusal(archive, store, images=tmp_path / name)
+    assert (
+        sentence == f"expected images in the folder {tmp_path / name}, but there are none: name another with --images"
+    )
+
+
 def test_two_archives_of_one_model(store: Path, tmp_path: Path, spec: ModelSpec) -> None:
     archive = write_archive(tmp_path / "new.mar", version="3.0", spec=spec)
     write_archive(store / "more.mar", version="2.0", spec=spec)
@@ -148,7 +158,7 @@ def test_too_few_requests(store: Path, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "segserve-a")
     words = "expected 20 requests within 0.01 s, but 0 were answered: allow more with --wait, ask for fewer"
     with _sampled(settings, folder), pytest.raises(RuntimeError, match=words):
-        _images(settings, folder, say=print)
+        _requests(settings, folder, say=print)
 
 
 def test_a_service_that_ends_in_the_middle(store: Path, tmp_path: Path, spec: ModelSpec) -> None:
