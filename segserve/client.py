@@ -130,6 +130,8 @@ class Reply:
     request_id: str
     timings_ms: Mapping[str, float]
     """Of the service's stages."""
+    degraded: str
+    """What a busy service left out of what was asked, such as `tta`; else empty."""
 
 
 class Client:
@@ -355,6 +357,7 @@ def _reply(response: httpx.Response, request_id: str) -> Reply:
         version=headers.get("X-Segserve-Version", ""),
         request_id=request_id,
         timings_ms={stage: float(duration) for stage, _, duration in stages},
+        degraded=headers.get("X-Segserve-Degraded", ""),
     )
 
 

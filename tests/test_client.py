@@ -98,12 +98,14 @@ def sent(image: Any, **asked: Any) -> tuple[bytes, Options]:
 
 def test_asks_the_model_and_hands_over_the_answer() -> None:
     head = {"Content-Type": "image/png", "X-Segserve-Version": "1.0", "Server-Timing": "decode;dur=1.5, forward;dur=20"}
+    head["X-Segserve-Degraded"] = "tta"
     with scripted((200, head, b"mask")) as script, Client(script.url + "/", model="a b/c") as client:
         reply = client.ask(IMAGE, request_id="req-1")
     assert script.paths == ["/predictions/a%20b%2Fc"]
     assert script.requests[0].headers["x-request-id"] == "req-1"
     assert (reply.content_type, reply.body, reply.version) == ("image/png", b"mask", "1.0")
     assert (reply.request_id, reply.timings_ms) == ("req-1", {"decode": 1.5, "forward": 20.0})
+    assert reply.degraded == "tta"
 
 
 def test_a_token_is_sent_the_given_one_before_that_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
