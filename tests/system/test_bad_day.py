@@ -103,9 +103,9 @@ def ask(service: Service, body: bytes, query: str = "", **headers: str) -> httpx
 
 
 def metric(service: Service, line: str) -> float:
-    """Its sum over the workers, dead ones too; 0 if there is none."""
-    values = [found.split()[-1] for found in httpx.get(f"{service.ops}/metrics").text.splitlines() if line in found]
-    return sum(map(float, values))
+    """Its value over all workers, dead ones too; 0 if there is none."""
+    lines = httpx.get(f"{service.ops}/metrics").text.splitlines()
+    return sum(float(found.split()[-1]) for found in lines if found.startswith(line))
 
 
 def workers(service: Service) -> set[int]:
