@@ -23,6 +23,7 @@ from segserve.predictor import build_predictor
 from segserve.quarantine import Quarantine
 from segserve.sample import keep
 from segserve.service import Service
+from segserve.spans import exporter_from
 from segserve.spec import ServingSpec, Task
 
 ARTIFACT_FOLDER = "artifact"
@@ -83,6 +84,7 @@ class Adapter:
             quarantine=quarantine,
             brownout_seconds=float(brownout_ms) / 1000 if brownout_ms else None,
         )
+        self.service.exporter = exporter_from(os.environ)
 
     def handle(self, rows: Sequence[Mapping[str, Any]], context: Context) -> list[bytes]:
         """One body a row; status, content type and headers of each go to the context."""

@@ -10,15 +10,17 @@ import secrets
 import shutil
 import string
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
 
 from handlers import refusals
+from handlers.management import VersionState
 from handlers.refusals import Refusal
 from handlers.settings import GatewaySettings, ServeSettings
 from handlers.store import ServedModel
 from handlers.torchserve import ServeError
+from segserve.spans import is_on
 from segserve.spec import Task
 
 _TEMPLATE = Path(__file__).parent / "config" / "nginx.conf"
@@ -63,6 +65,16 @@ def places(models: Iterable[ServedModel], *, waiting_batches: int) -> tuple[Plac
             answer_seconds=model.answer_seconds + MARGIN_SECONDS,
         )
         for model in reversed(first.values())
+    )
+
+
+def taken_over(place: Place, state: VersionState, *, waiting_batches: int) -> Place:
+    """The place of a version that answers now, as TorchServe has it."""
+    return replace(
+        place,
+        version=state.version,
+        limit=state.places * (1 + waiting_batches),
+        answer_seconds=state.answer_seconds + MARGIN_SECONDS,
     )
 
 
@@ -138,7 +150,7 @@ def configuration(
         longest_seconds=longest + MARGIN_SECONDS,
         answer_seconds=longest,
         # Read by workers; without it a client's own header would pass, which means nothing to them then.
-        stamp='proxy_set_header X-Request-Start "t=$msec";' if gateway.brownout_ms else "",
+        stamp='proxy_set_header X-Request-Start "t=$msec";' if gateway.brownout_ms or is_on(os.environ) else "",
         error_pages=_lines(_error_pages(problems), indent=8),
         problems=_lines(_problem_locations(problems), indent=8),
         mute=_inside(problems[503].body("$http_x_request_id")),
@@ -176,10 +188,10 @@ def _address(place: Place) -> str:
     return place.name if place.task is None else f"{place.name} ({PATHS[place.task]})"
 
 
-def model_list(models: Sequence[Place], versions: Mapping[str, str]) -> str:
-    """The answer to GET /v1/models; the version of each by its name."""
+def model_list(models: Sequence[Place]) -> str:
+    """The answer to GET /v1/models."""
     return json.dumps(
-        {"models": [{"name": place.name, "version": versions[place.name], "task": place.task} for place in models]}
+        {"models": [{"name": place.name, "version": place.version, "task": place.task} for place in models]}
     )
 
 

@@ -14,6 +14,8 @@ class StageClock:
 
     def __init__(self) -> None:
         self.seconds: defaultdict[Stage, float] = defaultdict(float)
+        self.spans: dict[Stage, tuple[float, float]] = {}
+        """Of each stage, its first begin and last end, by `time.perf_counter`."""
 
     @contextmanager
     def __call__(self, stage: Stage) -> Iterator[None]:
@@ -21,7 +23,14 @@ class StageClock:
         try:
             yield
         finally:
-            self.seconds[stage] += time.perf_counter() - start
+            end = time.perf_counter()
+            self.seconds[stage] += end - start
+            self.spans[stage] = (self.spans.get(stage, (start, end))[0], end)
+
+    def include(self, other: "StageClock") -> None:
+        """Take another clock's stages, which this one does not have."""
+        self.seconds.update(other.seconds)
+        self.spans.update(other.spans)
 
     def milliseconds(self) -> dict[str, float]:
         """The same, in milliseconds rounded to 10 microseconds."""

@@ -4,10 +4,9 @@ Knows HTTP bodies and options but no server: TorchServe's adapter, the offline c
 """
 
 import logging
-import re
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -28,16 +27,17 @@ from segserve.predictor import Predictor
 from segserve.problem import TITLE, Problem
 from segserve.quarantine import Quarantine
 from segserve.render import Asked, render
+from segserve.spans import Exporter, RequestSpan, Span
 from segserve.tiling import TooLarge
-from segserve.trace import Trace, trace_of
+from segserve.trace import Trace, stamp_of, trace_of
 from segserve.v2 import Inference, asks_v2, read_inference
 from segserve.v2_answer import write_inference
 
 logger = logging.getLogger(__name__)
 
-STAMP = re.compile(r"t=(\d{1,12}\.\d{3})")
-"""Of the gateway: seconds since 1970."""
 RETRY_AFTER_SECONDS = 5
+LONGEST_QUEUE_SECONDS = 3600
+"""A stamp of the gateway that is older is none."""
 MAX_ANSWER_BYTES = 60 * 2**20
 """TorchServe ends a worker whose answer exceeds its `max_response_size`, 64 MiB in `handlers/config`."""
 MAX_DETAIL = 2000
@@ -103,6 +103,8 @@ class Service:
     ) -> None:
         self.brownout_seconds = brownout_seconds
         self.quarantine = quarantine
+        self.exporter: Exporter | None = None
+        """Gets the spans of each request; None: nobody does."""
         self.is_lost = False
         """Every request is answered 503 from now on: this process should end, for another to take its place."""
         self.spec = artifact.spec
@@ -200,7 +202,7 @@ class Service:
                 self._refuse(item, _as_problem(error, doing="predicting", item=item))
                 continue
             item.predictions = cast(list[Prediction], own)
-            item.clock.seconds.update(clock.seconds)
+            item.clock.include(clock)
         for stage, seconds in clock.seconds.items():
             metrics.STAGE_SECONDS.labels(self.model.name, stage).observe(seconds)
 
@@ -280,6 +282,31 @@ class Service:
             for prediction in item.predictions:
                 self._answers.count(prediction)
             self._log(item, seconds=now - item.arrived, batch=len(items))
+            if self.exporter is not None:
+                self.exporter.add(self._span(item, now=now, batch=len(items)))
+
+    def _span(self, item: _Item, *, now: float, batch: int) -> RequestSpan:
+        status = item.response.status if item.response else 500
+        epoch = time.time() - time.perf_counter()
+        arrived = epoch + item.arrived
+        queue = list(_queue(item, arrived=arrived))
+        stages = [Span(stage, epoch + start, epoch + end) for stage, (start, end) in item.clock.spans.items()]
+        attributes: dict[str, str | int] = {
+            "http.request.method": "POST",
+            "http.response.status_code": status,
+            "segserve.model": self.model.name,
+            "segserve.version": self.model.version,
+            "segserve.batch": batch,
+        }
+        if item.problem is not None:
+            attributes["error.type"] = item.problem
+        return RequestSpan(
+            trace=item.trace,
+            whole=Span(f"predict {self.model.name}", queue[0].start if queue else arrived, epoch + now),
+            parts=[*queue, *stages],
+            attributes=attributes,
+            failed=status >= 500,
+        )
 
     def _log(self, item: _Item, *, seconds: float, batch: int) -> None:
         sizes = [f"{query.size[1]}x{query.size[0]}" for query in item.queries]
@@ -301,8 +328,15 @@ class Service:
 
 def _waited_seconds(requests: Sequence[Request]) -> float:
     """Of the one that has waited longest since the gateway handed it on; 0 where there is no gateway that says so."""
-    stamps = (STAMP.fullmatch(request.headers.get("x-request-start", "")) for request in requests)
-    return max((time.time() - float(stamp[1]) for stamp in stamps if stamp), default=0.0)
+    stamps = (stamp_of(request.headers) for request in requests)
+    return max((time.time() - stamp for stamp in stamps if stamp is not None), default=0.0)
+
+
+def _queue(item: _Item, *, arrived: float) -> Iterator[Span]:
+    """From the gateway to the worker, where the gateway says when that began; `arrived` in seconds since the epoch."""
+    stamp = stamp_of(item.request.headers)
+    if stamp is not None and arrived - LONGEST_QUEUE_SECONDS < stamp < arrived:
+        yield Span("queue", stamp, arrived)
 
 
 def _leave_out_tta(item: _Item) -> None:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?")
 _NONE = re.compile(r"0+")
+_STAMP = re.compile(r"t=(\d{1,12}\.\d{3})")
 
 
 class Trace(NamedTuple):
@@ -30,3 +31,9 @@ def trace_of(headers: Mapping[str, str]) -> Trace:
     if not is_valid or _NONE.fullmatch(trace_id) or _NONE.fullmatch(parent_id):
         return Trace(secrets.token_hex(16), span_id, None)
     return Trace(trace_id, span_id, parent_id)
+
+
+def stamp_of(headers: Mapping[str, str]) -> float | None:
+    """When the gateway handed a request on, by its `X-Request-Start`: seconds since the epoch; None: it did not say."""
+    found = _STAMP.fullmatch(headers.get("x-request-start", ""))
+    return None if found is None else float(found[1])
