@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from handlers import nginx
+from handlers.management import VersionState
 from handlers.nginx import Place
 from handlers.settings import GatewaySettings, ServeSettings
 from handlers.torchserve import ServeError
@@ -57,17 +58,18 @@ class Gateway:
         folder: Path,
         torchserve_port: int,
     ) -> None:
-        self.models = models
+        self.models = tuple(models)
+        """As they are now: another version may answer after a while."""
         self.folder = folder
+        self._waiting_batches = gateway.waiting_batches
         self._unready = folder / "unready"
         self._unready.mkdir(parents=True)
-        self._listed: dict[str, str] = {}
+        self._list()
         self.admit({})
-        self._text = partial(
-            nginx.configuration, settings, gateway, models, folder=folder, torchserve_port=torchserve_port
-        )
+        self._text = partial(nginx.configuration, settings, gateway, folder=folder, torchserve_port=torchserve_port)
         self._files = [file for file in (gateway.tokens, gateway.certificate, gateway.key) if file]
         self._taken = self._seen = _states(self._files)
+        self._bounds = _bounds(self.models)
         self._seen_at = 0.0
         self._closing = folder / "closing"
         self._reload_at: float | None = None
@@ -92,11 +94,11 @@ class Gateway:
         assert self._process.stdout is not None
         pass_on(self._process.stdout, _print)
 
-    def admit(self, versions: Mapping[str, str]) -> None:
-        """From now on pass requests on to these models, and refuse those to all others; list the version that answers.
+    def admit(self, versions: Mapping[str, VersionState]) -> None:
+        """From now on pass requests on to these models, and refuse those to all others.
 
         Args:
-            versions: of the models that are ready, by name.
+            versions: of each model that is ready, by name, the one that answers.
         """
         for number, place in enumerate(self.models):
             flag = self._unready / str(number)
@@ -104,13 +106,18 @@ class Gateway:
                 flag.unlink(missing_ok=True)
             else:
                 flag.touch()
-        listed = {place.name: place.version for place in self.models} | self._listed | dict(versions)
-        if listed != self._listed:
-            self._listed = listed
-            write_whole(self.folder / "models.json", nginx.model_list(self.models, listed))
+        models = tuple(
+            nginx.taken_over(place, versions[place.name], waiting_batches=self._waiting_batches)
+            if place.name in versions
+            else place
+            for place in self.models
+        )
+        if models != self.models:
+            self.models = models
+            self._list()
 
     def watch(self) -> None:
-        """Start nginx again if it has ended; have it take tokens and certificates that have changed.
+        """Start nginx again if it has ended; have it take what has changed: tokens, certificates, places of a model.
 
         Raises:
             ServeError: it ends again and again.
@@ -135,6 +142,9 @@ class Gateway:
     def _configuration(self) -> Path:
         return self.folder / "nginx.conf"
 
+    def _list(self) -> None:
+        write_whole(self.folder / "models.json", nginx.model_list(self.models))
+
     def _command(self, configuration: Path) -> list[str]:
         return [nginx.find_nginx(), "-e", "stderr", "-p", f"{self.folder}/", "-c", str(configuration)]
 
@@ -142,7 +152,7 @@ class Gateway:
         """Write the configuration anew, if nginx takes it."""
         tried = self.folder / "nginx.conf.new"
         tried.unlink(missing_ok=True)
-        tried.write_text(self._text())
+        tried.write_text(self._text(self.models))
         tried.chmod(0o400)
         said = subprocess.run([*self._command(tried), "-t", "-q"], capture_output=True, text=True, check=False)
         if said.returncode:
@@ -155,15 +165,16 @@ class Gateway:
         if self._reload_at is not None and now >= self._reload_at:
             self._reload_at, self._reloaded_at = None, now
             self._process.send_signal(signal.SIGHUP)
-            print("segserve: the gateway has taken the tokens and the certificate anew", flush=True)
+            print("segserve: the gateway has taken its tokens, certificate and places anew", flush=True)
         if self._reload_at is None and now - self._reloaded_at >= CLOSING_SECONDS:
             self._closing.unlink(missing_ok=True)
         states = _states(self._files)
         if states != self._seen:
             self._seen, self._seen_at = states, now
-        if states == self._taken or now - self._seen_at < SETTLED_SECONDS:
+        bounds = _bounds(self.models)
+        if (states, bounds) == (self._taken, self._bounds) or now - self._seen_at < SETTLED_SECONDS:
             return
-        self._taken = states
+        self._taken, self._bounds = states, bounds
         try:
             self._configure()
         except (ValueError, OSError, ServeError) as error:
@@ -177,6 +188,11 @@ class Gateway:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+
+
+def _bounds(models: Sequence[Place]) -> list[tuple[int, int]]:
+    """What nginx must know of each."""
+    return [(place.limit, place.answer_seconds) for place in models]
 
 
 def _states(files: Sequence[Path]) -> list[tuple[int, int, int] | None]:

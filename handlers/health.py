@@ -30,8 +30,8 @@ class Health:
         models: what is to be served.
         management: whom to ask.
         is_running: whether Java runs.
-        admit: is told the models that are ready, and which version of each answers, each time and before anyone else
-            sees them.
+        admit: is told the models that are ready, by name, and the version of each that answers; each time, and before
+            anyone else sees them.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Health:
         *,
         management: Management,
         is_running: Callable[[], bool],
-        admit: Callable[[Mapping[str, str]], None] = lambda versions: None,
+        admit: Callable[[Mapping[str, VersionState]], None] = lambda versions: None,
     ) -> None:
         self.models = models
         self.is_running = is_running
@@ -137,8 +137,8 @@ def _fresh(snapshot: _Snapshot | None) -> tuple[VersionState, ...]:
     return snapshot.versions if snapshot and time.monotonic() - snapshot.at < STALE_SECONDS else ()
 
 
-def _ready(versions: tuple[VersionState, ...]) -> dict[str, str]:
-    return {state.name: state.version for state in versions if state.is_default and state.workers["ready"]}
+def _ready(versions: tuple[VersionState, ...]) -> dict[str, VersionState]:
+    return {state.name: state for state in versions if state.is_default and state.workers["ready"]}
 
 
 def _reason(state: VersionState) -> str:

@@ -36,6 +36,9 @@ class _Description(BaseModel):
     name: str = Field(alias="modelName")
     version: str = Field(alias="modelVersion")
     batch_delay_ms: int = Field(alias="maxBatchDelay")
+    batch_size: int = Field(default=1, alias="batchSize")
+    min_workers: int = Field(default=1, alias="minWorkers")
+    answer_seconds: int = Field(default=120, alias="responseTimeout")
     workers: list[_Worker]
     queue: _Queue = Field(alias="jobQueueStatus")
 
@@ -55,6 +58,10 @@ class VersionState:
     """How long TorchServe may hold the first request of a batch back to fill the batch."""
     is_default: bool = True
     """Requests that name no version go to it."""
+    places: int = 1
+    """Requests that its workers compute at once."""
+    answer_seconds: int = 120
+    """After so long TorchServe ends a worker that has not answered."""
 
 
 class Management:
@@ -131,6 +138,8 @@ def _state(found: _Description, *, is_default: bool) -> VersionState:
         pending=found.queue.pending,
         batch_delay_seconds=found.batch_delay_ms / 1000,
         is_default=is_default,
+        places=found.min_workers * found.batch_size,
+        answer_seconds=found.answer_seconds,
     )
 
 

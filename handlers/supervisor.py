@@ -216,6 +216,7 @@ class _Service:
         running.forget_left_sample(self.folder)
         if gateway is not None:
             gateway.watch()
+            self.throughput.places = {place.name: place.limit for place in gateway.models}
             self.throughput.sample()
 
     def _until_ready(self, jvm: Jvm, health: Health, gateway: Gateway | None) -> bool:

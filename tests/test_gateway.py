@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pytest
 
 from handlers import gateway as gateway_module
 from handlers.gateway import Gateway
+from handlers.management import VersionState, WorkerState
 from handlers.nginx import Place
 from handlers.settings import GatewaySettings, ServeSettings
 from handlers.torchserve import ServeError, free_port
@@ -124,6 +126,37 @@ def test_tokens_are_renewed_and_no_request_is_lost(
             assert (status("alice"), status("bob")) == (503, 403)
         assert set(outcomes) == {503}, Counter(outcomes)
         assert len(outcomes) > 20
+    finally:
+        gateway.stop(seconds=5)
+
+
+def test_another_version_is_listed_and_has_its_own_places(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gateway_module, "SETTLED_SECONDS", 0.0)
+    monkeypatch.setattr(gateway_module, "CLOSING_SECONDS", 0.1)
+    gateway, port = make(folder, waiting_batches=2)
+    workers: dict[WorkerState, int] = {"ready": 1, "loading": 0, "other": 0}
+    same = VersionState(name="toy", version="1.0", workers=workers, pending=0, batch_delay_seconds=0, places=8)
+    start(gateway, port)
+
+    def listed() -> str:
+        return str(httpx.get(f"http://127.0.0.1:{port}/v1/models").json()["models"][0]["version"])
+
+    try:
+        assert listed() == "1.0"
+        gateway.admit({"toy": replace(same, version="2.0", answer_seconds=50)})
+        assert listed() == "2.0"
+        said = ""
+        while "the gateway has taken its tokens, certificate and places anew" not in said:
+            gateway.watch()
+            said += capfd.readouterr().out
+        configuration = (folder / "nginx/nginx.conf").read_text()
+        assert "max_conns=24;" in configuration
+        assert "proxy_read_timeout 60s;" in configuration
+        gateway.admit({})
+        assert gateway.models == (replace(TOY, version="2.0", limit=24, answer_seconds=60),)
+        assert listed() == "2.0"
     finally:
         gateway.stop(seconds=5)
 

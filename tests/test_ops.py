@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from handlers import health as health_module
 from handlers.exposition import Scrape, SupervisorMetrics, TorchServeMetrics
 from handlers.health import Health
-from handlers.management import Management
+from handlers.management import Management, VersionState
 from handlers.ops import OpsServer
 from handlers.store import ServedModel
 from handlers.torchserve import free_port
@@ -67,8 +67,8 @@ class Ops:
         self.server = OpsServer("127.0.0.1", self.port, health=self.health, metrics=metrics)
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}")
 
-    def _admit(self, ready: Mapping[str, str]) -> None:
-        self.admitted = dict(ready)
+    def _admit(self, ready: Mapping[str, VersionState]) -> None:
+        self.admitted = {name: state.version for name, state in ready.items()}
 
     def wait_for(self, reasons: list[str]) -> None:
         deadline = time.monotonic() + 5
