@@ -1,5 +1,6 @@
 """The servers that `python -m bench` compares: segserve and its peers, started, asked and stopped the same way."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -7,7 +8,6 @@ import sys
 import sysconfig
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -113,7 +113,7 @@ def ours(artifact: Path, engine: model.EngineOfPeer, *, folder: Path) -> Server:
     )
 
 
-@contextmanager
+@contextlib.contextmanager
 def running(server: Server, *, artifact: Path, image: bytes, log: Path) -> Iterator[Running]:
     """Start a server, wait for its first answer, and stop it and all its processes at the end."""
     port = free_port()
@@ -162,7 +162,7 @@ def _wait_for_answer(process: subprocess.Popen[bytes], target: Target, *, log: P
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Ask it to end; what has not ended then is killed, with all that it started."""
+    """Ask it to end; what it started and left is killed, and so is it, if it does not end."""
     everyone = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
     process.send_signal(signal.SIGTERM)
     try:
@@ -170,9 +170,10 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    _, alive = psutil.wait_procs(everyone, timeout=5)
-    for one in alive:
-        one.kill()
+    for one in everyone:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+    psutil.wait_procs(everyone)
 
 
 def python_of(environment: str | None) -> Path:

@@ -1,0 +1,69 @@
+from pathlib import Path
+
+import psutil
+import pytest
+
+from bench import servers
+from bench.servers import REQUIREMENTS, Server, peers, running
+
+SCRIPT = """
+import http.server, os, subprocess, sys, time
+
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+
+class Answers(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200 if time.time() > begin + 0.3 else 503)
+        self.end_headers()
+        print(os.environ["PEER_ENGINE"], self.headers["Content-Type"], self.path, flush=True)
+
+begin = time.time()
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Answers).serve_forever()
+"""
+
+
+def _server(tmp_path: Path, script: str = SCRIPT) -> Server:
+    (tmp_path / "server.py").write_text(script)
+    return Server(name="a", engine="ours", command=(str(tmp_path / "server.py"), "PORT"), path="/ask")
+
+
+def test_a_server_is_asked_until_it_answers_and_ends_with_all_it_started(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with running(_server(tmp_path), artifact=tmp_path, image=b"image", log=log) as found:
+        process = psutil.Process(found.process.pid)
+        (child,) = process.children()
+        assert 0.3 < found.start_seconds < 30
+        assert 5 < found.megabytes < 500
+    assert not process.is_running()
+    assert not child.is_running()
+    assert "ours application/octet-stream /ask" in log.read_text()
+
+
+def test_a_server_that_ends_is_said_with_its_log(tmp_path: Path) -> None:
+    server = _server(tmp_path, "raise SystemExit('no model')")
+    with (
+        pytest.raises(RuntimeError, match=r"to answer, but its server ended: see .*log"),
+        running(server, artifact=tmp_path, image=b"image", log=tmp_path / "log"),
+    ):
+        pass
+    assert "no model" in (tmp_path / "log").read_text()
+
+
+def test_a_server_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servers, "START_SECONDS", 1)
+    server = _server(tmp_path, "import time; time.sleep(600)")
+    with (
+        pytest.raises(RuntimeError, match="to answer within 1 s: see"),
+        running(server, artifact=tmp_path, image=b"image", log=tmp_path / "log"),
+    ):
+        pass
+
+
+def test_every_peer_is_there_and_has_its_packages() -> None:
+    for engine in ("torch", "ours"):
+        for peer in peers(engine):
+            module = next(part for part in peer.command if part.startswith("bench.peers."))
+            assert (servers.ROOT / module.partition(":")[0].replace(".", "/")).with_suffix(".py").is_file()
+            assert peer.environment is None or (REQUIREMENTS / f"{peer.environment}.txt").read_text()
+    assert len(peers("torch")) == len(peers("ours")) + 1
