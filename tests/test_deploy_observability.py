@@ -37,6 +37,9 @@ class NoModels:
     names: tuple[str, ...] = ()
     versions: tuple[Any, ...] = ()
 
+    def needed(self) -> tuple[Any, ...]:
+        return self.versions
+
 
 def exposed() -> Iterator[str]:
     """Names of all samples that a scrape can have."""
