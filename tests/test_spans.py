@@ -131,7 +131,7 @@ def test_the_service_tells_the_collector(artifact: Artifact, collector: Collecto
     assert attributes["segserve.batch"] == {"intValue": "2"} and "status" not in refused
 
 
-@pytest.mark.parametrize("stamp", ["", "t=1.000", f"t={time.time() + 3600:.3f}", "yesterday"])
+@pytest.mark.parametrize("stamp", ["", "t=1.000", "t=9999999999.000", "yesterday"])
 def test_a_stamp_that_cannot_be_true_is_no_queue(stamp: str, artifact: Artifact, collector: Collector) -> None:
     toy = service(artifact)
     toy.exporter = exporter_from({spans.TRACES_ENDPOINT: f"{collector.url}/own"})
