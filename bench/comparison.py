@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from bench.load import Load
+from handlers.load import Load
 
 OURS = "segserve, our engine"
 LOADED = 0.7

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import psutil
 
-from bench.load import Target, closed_loop
 from bench.peers import model
 from handlers.archive import package
+from handlers.load import Target, closed_loop
 from handlers.torchserve import free_port
 
 ROOT = Path(__file__).parent.parent

@@ -5,21 +5,15 @@ request as soon as the last one is answered (a closed loop), from the same machi
 another is moved to its neighbour as long as that is better, so that some ten trials stand for hundreds.
 """
 
-import http.client
 import os
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
-import numpy as np
-
+from handlers import load
 from handlers.archive import package
 from handlers.local_service import local_service
 from segserve.artifact import EXAMPLE_INPUT, read_spec, write_spec
@@ -29,7 +23,6 @@ from segserve.spec import ModelSpec, ServingSpec
 GAIN = 1.03
 """A setting is kept if it is better by so much; less is noise."""
 MODEL = "tuned"
-PATIENCE_SECONDS = 60
 
 Name = Literal["engine", "workers", "batch_size", "max_batch_delay_ms", "threads"]
 
@@ -85,10 +78,10 @@ class Trial:
     @property
     def best(self) -> Load:
         """The most images a second within the target; where it is always missed, the least latency."""
-        within = [load for load in self.loads if load.p95_ms <= self.slo_p95_ms]
+        within = [one for one in self.loads if one.p95_ms <= self.slo_p95_ms]
         if within:
-            return max(within, key=lambda load: load.images_per_second)
-        return min(self.loads, key=lambda load: load.p95_ms)
+            return max(within, key=lambda one: one.images_per_second)
+        return min(self.loads, key=lambda one: one.p95_ms)
 
     @property
     def meets(self) -> bool:
@@ -181,11 +174,11 @@ def _loads(path: Path, spec: ModelSpec, space: Space, slo_p95_ms: float) -> Iter
             load_once(address, image, clients=spec.serving.workers * spec.serving.batch_size, seconds=0.0)
             before = 0.0
             for clients in space.clients:
-                load = load_once(address, image, clients=clients, seconds=space.seconds)
-                yield load
-                if load.p95_ms > slo_p95_ms or load.images_per_second < GAIN * before:
+                found = load_once(address, image, clients=clients, seconds=space.seconds)
+                yield found
+                if found.p95_ms > slo_p95_ms or found.images_per_second < GAIN * before:
                     return
-                before = load.images_per_second
+                before = found.images_per_second
 
 
 def load_once(address: str, image: bytes, *, clients: int, seconds: float) -> Load:
@@ -194,33 +187,6 @@ def load_once(address: str, image: bytes, *, clients: int, seconds: float) -> Lo
     Raises:
         RuntimeError: an answer is not 200.
     """
-    deadline = time.perf_counter() + seconds
-    begin = time.perf_counter()
-    with ThreadPoolExecutor(clients) as pool:
-        latencies = [
-            latency
-            for found in pool.map(lambda _: _client(address, image, deadline), range(clients))
-            for latency in found
-        ]
-    duration = time.perf_counter() - begin
-    return Load(
-        clients=clients,
-        images_per_second=len(latencies) / duration,
-        p95_ms=float(np.percentile(latencies, 95)) * 1000,
-    )
-
-
-def _client(address: str, image: bytes, deadline: float) -> Sequence[float]:
-    """Seconds of each answer."""
-    place = urlsplit(address)
-    latencies: list[float] = []
-    with closing(http.client.HTTPConnection(place.hostname or "", place.port, timeout=PATIENCE_SECONDS)) as connection:
-        while not latencies or time.perf_counter() < deadline:
-            begin = time.perf_counter()
-            connection.request("POST", place.path, body=image, headers={"Content-Type": "image/png"})
-            answer = connection.getresponse()
-            body = answer.read()
-            if answer.status != 200:
-                raise RuntimeError(f"expected an answer under load, but got {answer.status}: {body[:200]!r}")
-            latencies.append(time.perf_counter() - begin)
-    return latencies
+    target = load.Target(address=address, body=image, headers={"Content-Type": "image/png"})
+    found = load.closed_loop(target, clients=clients, seconds=seconds)
+    return Load(clients=clients, images_per_second=found.images_per_second, p95_ms=found.milliseconds(95))

@@ -1,5 +1,5 @@
 from bench.comparison import Bare, Comparison, Extra, Measurement
-from bench.load import Load
+from handlers.load import Load
 
 
 def _rounds(*rates: float) -> list[Measurement]:

@@ -1,7 +1,4 @@
 import math
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -10,6 +7,7 @@ from handlers import tuning
 from handlers.tuning import Load, Space, Trial, load_once, search, space_of, tune
 from segserve.artifact import Artifact
 from segserve.spec import ServingSpec
+from tests.slow_server import ANSWER_SECONDS, slow_server
 
 SPACE = Space(engine=("auto", "torch"), workers=(1, 2, 4), threads=(None, 1, 2))
 
@@ -93,44 +91,15 @@ def test_what_is_no_artifact_is_refused(tmp_path: Path) -> None:
         next(tune(tmp_path, slo_p95_ms=100))
 
 
-@pytest.fixture
-def serve() -> Iterator[Callable[[int], str]]:
-    """Starts a server that answers with a status after 20 ms, and gives its address."""
-    servers: list[ThreadingHTTPServer] = []
-
-    def start(status: int) -> str:
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                threading.Event().wait(0.02)
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, format: str, *args: object) -> None: ...
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        servers.append(server)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{server.server_address[1]}/predictions/tuned"
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
-
-
-def test_clients_send_one_request_after_the_other(serve: Callable[[int], str]) -> None:
-    found = load_once(serve(200), b"image", clients=3, seconds=0.3)
+def test_clients_send_one_request_after_the_other() -> None:
+    with slow_server() as address:
+        found = load_once(address, b"200", clients=3, seconds=0.3)
     assert found.clients == 3
-    assert 20 <= found.p95_ms < 300
-    assert found.images_per_second <= 3 / 0.02
+    assert 1000 * ANSWER_SECONDS <= found.p95_ms < 300
+    assert found.images_per_second <= 3 / ANSWER_SECONDS
     assert found.images_per_second * found.p95_ms / 1000 == pytest.approx(3, rel=0.8)
 
 
-def test_an_answer_that_is_none_ends_it(serve: Callable[[int], str]) -> None:
-    with pytest.raises(RuntimeError, match=r"expected an answer under load, but got 503: b'image'"):
-        load_once(serve(503), b"image", clients=2, seconds=0.1)
+def test_an_answer_that_is_none_ends_it() -> None:
+    with slow_server() as address, pytest.raises(RuntimeError, match=r"expected 200 from .*, but got 503"):
+        load_once(address, b"503", clients=2, seconds=0.1)
