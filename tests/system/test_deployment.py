@@ -65,6 +65,8 @@ class Toy:
         return [self._answer(index, bytes(row["body"]), context) for index, row in enumerate(rows)]
 
     def _answer(self, index, image, context):
+        if image == b"x":
+            return b"the drain's marker"
         bright_HW = np.asarray(Image.open(io.BytesIO(image)).convert("L")) >= 128
         buffer = io.BytesIO()
         Image.fromarray((bright_HW != (self.version == "3.0")).astype(np.uint8)).save(buffer, "PNG")
@@ -232,7 +234,7 @@ class Clients:
 
     def _ask(self) -> None:
         with httpx.Client(timeout=60) as client:
-            while not self.stop.wait(0.02):
+            while not self.stop.wait(0.05):  # four of them stay below the rate that one address may have
                 try:
                     answer = client.post(
                         f"{self.service.url}/v1/segment", content=png(), headers={"Content-Type": "image/png"}
