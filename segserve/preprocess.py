@@ -49,11 +49,11 @@ def resize_image(image_CHW: Tensor, size: Size) -> Tensor:
 
 
 def normalise(image_CHW: Tensor, spec: PreprocessSpec) -> Tensor:
-    """uint8 (..., 3, H, W) to float32 with the spec's mean and standard deviation removed."""
+    """(..., 3, H, W), values 0 to 255, to float32 with the spec's mean and standard deviation removed."""
     mean_C11 = torch.tensor(spec.mean, device=image_CHW.device).view(3, 1, 1)
     std_C11 = torch.tensor(spec.std, device=image_CHW.device).view(3, 1, 1)
     # Decoded images have their channels last: moving bytes apart is cheaper than moving floats.
-    return image_CHW.contiguous().float().div_(255).sub_(mean_C11).div_(std_C11)
+    return (image_CHW.contiguous().float() / 255).sub_(mean_C11).div_(std_C11)
 
 
 def aligned(size: Size, stride: int) -> Size:

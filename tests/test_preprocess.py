@@ -70,6 +70,15 @@ def test_normalise_equals_numpy() -> None:
     np.testing.assert_array_equal(image_CHW, before)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_normalise_leaves_what_it_is_given(dtype: torch.dtype) -> None:
+    """Mixed images are floats, and a teacher normalises the same batch after the student."""
+    images_BCHW = torch.arange(3 * 16).reshape(1, 3, 4, 4).to(dtype)
+    before_BCHW = images_BCHW.clone()
+    normalise(images_BCHW, preprocess_spec())
+    assert torch.equal(images_BCHW, before_BCHW)
+
+
 def test_normalise_takes_no_hint_from_the_pixels() -> None:
     dark = torch.ones(3, 2, 2, dtype=torch.uint8)
     bright = torch.full((3, 2, 2), 255, dtype=torch.uint8)
