@@ -8,11 +8,10 @@ import contextlib
 import http.client
 import shutil
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from handlers import running, store
 from handlers.comparison import Limits, Replayer
@@ -22,16 +21,15 @@ from handlers.settings import ServeSettings
 from handlers.store import ServedModel
 from handlers.torchserve import RunFolder
 from segserve import sample
+from segserve.digest import sha256_of
 from segserve.sample import Views
-from segserve.settings import Settings, explain
+from segserve.settings import Settings
 from segserve.spec import ModelSpec
-from segserve.whole import replacing, write_whole
+from segserve.whole import write_whole
 
 MANAGEMENT_TIMEOUT_SECONDS = 60.0
 """TorchServe unpacks an archive before it answers."""
 POLL_SECONDS = 0.3
-SPEC = "artifact/spec.json"
-"""In an archive."""
 
 Say = Callable[[str], None]
 
@@ -74,7 +72,7 @@ def deploy(settings: DeploySettings, *, say: Say) -> str:
         RuntimeError: the new version did not load, is beyond the limits, or TorchServe did not do as it was told, or
             ended; the served one goes on, and the sentence has the figures.
     """
-    new, spec = store.read_archive(settings.archive), _read_spec(settings.archive)
+    new, spec = store.read_archive(settings.archive), store.read_spec(settings.archive)
     digest = _check_digest(settings)
     files = None if settings.images is None else _files(settings.images, count=settings.requests)
     found, folder = running.find(settings.store)
@@ -224,21 +222,9 @@ def _stored(settings: ServeSettings, name: str) -> ServedModel:
     return own[0]
 
 
-def _read_spec(path: Path) -> ModelSpec:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return ModelSpec.model_validate_json(archive.read(SPEC))
-    except KeyError:
-        raise ValueError(f"expected {path} to be made by `segserve package`, but it has no {SPEC}") from None
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"expected {path} to be whole, but got: {error}; fetch it again") from None
-    except ValidationError as error:
-        raise ValueError(f"{SPEC} in {path}: {explain(error)}") from None
-
-
 def _check_digest(settings: DeploySettings) -> str:
     """The archive's own; it must be the one that was named, and without a name one that the store's list names."""
-    digest = store.digest_of(settings.archive)
+    digest = sha256_of(settings.archive)
     if settings.sha256 is not None and digest != settings.sha256.lower():
         raise ValueError(
             f"expected {settings.archive} to have SHA-256 {settings.sha256}, but it has {digest}: fetch it again"
@@ -255,7 +241,7 @@ def _check_digest(settings: DeploySettings) -> str:
 def _check_may_follow(served: _Served, new: ServedModel, spec: ModelSpec) -> None:
     if new.version == served.model.version:
         raise ValueError(f"expected another version than {new}, which is served: package it with another --version")
-    before = _read_spec(served.path)
+    before = store.read_spec(served.path)
     if (before.task, before.class_names) != (spec.task, spec.class_names):
         raise ValueError(
             f"expected {new} to be for {before.task} with the classes {', '.join(before.class_names)}, as "
@@ -268,11 +254,10 @@ def _check_may_follow(served: _Served, new: ServedModel, spec: ModelSpec) -> Non
 def _copied(archive: Path, served: _Served, *, digest: str) -> Iterator[Path]:
     """A copy beside the archive whose place it may take, on the same disk and of the same bytes."""
     copy = served.path.with_name(f"{served.path.name}.new")
-    with replacing(copy) as temporary:
-        shutil.copyfile(archive, temporary)
-        if store.digest_of(temporary) != digest:
-            raise ValueError(f"expected {archive} to stay as it is while it is deployed, but it has changed")
     try:
+        shutil.copyfile(archive, copy)
+        if sha256_of(copy) != digest:
+            raise ValueError(f"expected {archive} to stay as it is while it is deployed, but it has changed")
         yield copy
     finally:
         copy.unlink(missing_ok=True)

@@ -1,6 +1,5 @@
 """The archives to be served: which they are, the names their manifests give, and the digests they must have."""
 
-import hashlib
 import json
 import os
 import re
@@ -11,13 +10,17 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
+from pydantic import ValidationError
 
 from handlers.settings import ServeSettings
-from segserve.spec import Task
+from segserve.digest import sha256_of
+from segserve.settings import explain
+from segserve.spec import ModelSpec, Task
 
 SUMS = "SHA256SUMS"
 """A store's file, as sha256sum writes it. Where there is one, each archive's digest must stand in it."""
 _MANIFEST = "MAR-INF/MANIFEST.json"
+_SPEC = "artifact/spec.json"
 _FILE_NAME = re.compile(r"\w[\w.+-]*\.mar")
 """TorchServe splits its list of models at commas and equals signs."""
 
@@ -99,12 +102,6 @@ def listed_digests(store: Path) -> frozenset[str] | None:
     return frozenset(line.split()[0].lower() for line in lines if line.strip())
 
 
-def digest_of(path: Path) -> str:
-    """SHA-256, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def put(store: Path, archive: str, new: Path) -> None:
     """Let `new`, which lies in the store, take the place of an archive, which is kept as `previous`.
 
@@ -132,7 +129,7 @@ def _read_checked(path: Path) -> ServedModel:
 def check_listed(path: Path) -> None:
     """A ValueError says that the archive's digest does not stand in its store's `SUMS`, if there is one."""
     digests = listed_digests(path.parent)
-    if digests is not None and digest_of(path) not in digests:
+    if digests is not None and sha256_of(path) not in digests:
         raise ValueError(
             f"expected the SHA-256 of {path} to stand in {path.parent / SUMS}, but it does not: put the archive there "
             f"that was meant, or, if it is, write the file again with `sha256sum *.mar > {SUMS}`"
@@ -166,6 +163,23 @@ def read_archive(path: Path) -> ServedModel:
             f"expected {path} to be a model archive whose {_MANIFEST} names the model and its version, but got "
             f"{type(error).__name__} ({error}): make it again with `segserve package`"
         ) from error
+
+
+def read_spec(path: Path) -> ModelSpec:
+    """The spec of the artifact in an archive.
+
+    Raises:
+        ValueError: `segserve package` did not make it, or it is damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return ModelSpec.model_validate_json(archive.read(_SPEC))
+    except KeyError:
+        raise ValueError(f"expected {path} to be made by `segserve package`, but it has no {_SPEC}") from None
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"expected {path} to be whole, but got: {error}; fetch it again") from None
+    except ValidationError as error:
+        raise ValueError(f"{_SPEC} in {path}: {explain(error)}") from None
 
 
 def _served_model(archive: str, model: Mapping[str, Any], config: Mapping[str, Any]) -> ServedModel:

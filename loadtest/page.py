@@ -9,7 +9,7 @@ import numpy as np
 from loadtest.record import Record, Sent, key
 from loadtest.summary import Server, StepResult, latency_of, servers_between, summarise
 from training.charts import Axis, Point, Series, line_chart
-from training.markup import STYLE, figure, grid, row, scrolling
+from training.markup import document, figure, grid, row, scrolling
 
 BINS = 60
 """Of a chart over time, at most; none is shorter than a second."""
@@ -32,17 +32,8 @@ def page(record: Record, faults: Sequence[str], *, title: str, machine: str) -> 
         "Errors": _errors(record),
         "Requests": _requests(record),
     }
-    shown = {name: content for name, content in sections.items() if content}
-    links = "".join(f'<a href="#{_slug(name)}">{name}</a>' for name in shown)
-    body = "".join(f'<section id="{_slug(name)}"><h2>{name}</h2>{content}</section>' for name, content in shown.items())
-    heading = escape(title)
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<link rel="icon" href="data:,"><title>{heading}</title><style>{STYLE}</style></head>\n'
-        f"<body><header><h1>{heading}</h1>{_subtitle(record, machine)}{_tiles(record)}{_verdict(faults)}"
-        f'<nav aria-label="Sections">{links}</nav></header>\n<main>{body}</main></body></html>\n'
-    )
+    head = _subtitle(record, machine) + _tiles(record) + _verdict(faults)
+    return document(title, head=head, sections=sections)
 
 
 # --- head ---
@@ -79,7 +70,7 @@ def _knee(record: Record, steps: Sequence[StepResult]) -> str:
     found = [(step, step.latency) for step in steps if step.latency is not None]
     if not found:
         return ""
-    unit = "users" if record.run.profile.loop == "closed" else "requests a second"
+    unit = record.run.profile.unit
     latency = [
         Series(name="95th percentile", points=[(step.per_second, value.p95_ms) for step, value in found]),
         Series(name="median", points=[(step.per_second, value.p50_ms) for step, value in found]),
@@ -111,7 +102,7 @@ def _knee(record: Record, steps: Sequence[StepResult]) -> str:
 
 
 def _step_table(record: Record, steps: Sequence[StepResult]) -> str:
-    unit = "users" if record.run.profile.loop == "closed" else "requests a second"
+    unit = record.run.profile.unit
     columns = ["seconds", "good answers a second", "median, ms", "95 %, ms", "99 %, ms", "refused", "failed"]
     rows = []
     for step, planned in zip(steps, record.run.profile.steps, strict=True):
@@ -146,7 +137,7 @@ def _both_views(record: Record, steps: Sequence[StepResult]) -> str:
     known = [(step, step.latency) for step in steps if step.servers and step.latency]
     if not known:
         return ""
-    unit = "users" if record.run.profile.loop == "closed" else "requests a second"
+    unit = record.run.profile.unit
     lines: dict[str, list[Point]] = {
         "client, mean": [(step.load, latency.mean_ms) for step, latency in known],
         "TorchServe, from arrival to answer": [(s.load, _mean_ms(s.servers, lambda v: v.total_ms)) for s, _ in known],
@@ -259,7 +250,3 @@ def _mean_ms(servers: Sequence[Server], of: Callable[[Server], float]) -> float:
 
 def _from_zero(values: Iterable[float]) -> tuple[float, float]:
     return 0.0, 1.08 * max(values) or 1.0
-
-
-def _slug(name: str) -> str:
-    return name.lower().replace(" ", "-")

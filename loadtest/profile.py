@@ -9,6 +9,7 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
+from loadtest.simulation import poisson
 from loadtest.uploads import Fault
 from segserve.settings import Settings, explain
 from segserve.spec import Plan, Positive, Task
@@ -85,6 +86,11 @@ class Profile(Settings):
         return self
 
     @property
+    def unit(self) -> str:
+        """Of a step's load."""
+        return "users" if self.loop == "closed" else "requests a second"
+
+    @property
     def starts(self) -> tuple[float, ...]:
         """Of each step, and the end of the last one, in seconds."""
         return (0.0, *accumulate(step.seconds for step in self.steps))
@@ -102,8 +108,7 @@ class Profile(Settings):
         """Of an open loop: seconds at which requests are due, a Poisson process with the rate of each step."""
         rng = np.random.default_rng(seed)
         for start, step in zip(self.starts, self.steps, strict=False):
-            count = rng.poisson(step.load * step.seconds)
-            yield from sorted((start + rng.uniform(0, step.seconds, count)).tolist())
+            yield from poisson(step.load, seconds=step.seconds, seed=rng, start=start)
 
 
 def read_profile(name: str) -> Profile:

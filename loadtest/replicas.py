@@ -15,17 +15,16 @@ import shutil
 import subprocess
 import sys
 import time
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.section import add_section
 from bench.tta import processor
-from handlers.adapter import ARTIFACT_FOLDER
 from handlers.local_service import local_service
 from handlers.nginx import find_nginx
 from handlers.settings import GatewaySettings
+from handlers.store import read_spec
 from handlers.torchserve import free_port
 from loadtest.__main__ import send
 from loadtest.profile import Ask, Profile, Step, read_profile
@@ -33,7 +32,7 @@ from loadtest.record import Record, Run, Sent
 from loadtest.service_time import ServiceTime, fit, read_batches
 from loadtest.simulation import Cluster, Request, Simulation, closed_loop, open_loop
 from loadtest.summary import StepResult, summarise
-from segserve.spec import ModelSpec, ServingSpec, Task
+from segserve.spec import ServingSpec, Task
 from segserve.whole import write_whole
 
 REPLICAS = 2
@@ -138,11 +137,10 @@ def read_serving(store: Path, model: str) -> ServingSpec:
     path = store / f"{model}.mar"
     if not path.is_file():
         raise ValueError(f"expected an archive {path}, but there is none: run `make demo`, or name --store and --model")
-    with zipfile.ZipFile(path) as archive:
-        spec = ModelSpec.model_validate_json(archive.read(f"{ARTIFACT_FOLDER}/spec.json"))
-    if spec.serving.workers != 1:
-        raise ValueError(f"expected one worker a replica, but {path} asks for {spec.serving.workers}: package it anew")
-    return spec.serving
+    serving = read_spec(path).serving
+    if serving.workers != 1:
+        raise ValueError(f"expected one worker a replica, but {path} asks for {serving.workers}: package it anew")
+    return serving
 
 
 @contextlib.contextmanager

@@ -345,7 +345,7 @@ def closed_loop(
     return simulation.run(until=float("inf") if simulation.scaling is None else seconds)
 
 
-def poisson(rate: float, *, seconds: float, seed: int, start: float = 0.0) -> list[float]:
-    """Times at which requests of many clients are due, `rate` a second."""
+def poisson(rate: float, *, seconds: float, seed: int | np.random.Generator, start: float = 0.0) -> list[float]:
+    """Times at which requests of many clients are due, `rate` a second. A generator as `seed` goes on where it was."""
     rng = np.random.default_rng(seed)
     return sorted((start + rng.uniform(0, seconds, rng.poisson(rate * seconds))).tolist())

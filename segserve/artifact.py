@@ -5,7 +5,6 @@ The example is an image and the answer the predictor gave when the artifact was 
 checks that the answer comes out again, so that a wrong weight, preprocessing or library shows before a client sees it.
 """
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -22,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from segserve.digest import sha256_of
 from segserve.engines.torch_engine import TorchEngine
 from segserve.networks import Network, build_network
 from segserve.png import encode_index_png, encode_png
@@ -183,12 +183,6 @@ def write_example_answer(folder: Path, predictor: Predictor) -> None:
 def _example_query(folder: Path) -> Query:
     with Image.open(folder / EXAMPLE_INPUT) as image:
         return Query(image_HWC=np.asarray(image.convert("RGB")))
-
-
-def sha256_of(path: Path) -> str:
-    """The digest of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from segserve.artifact import Artifact, load_artifact, save_artifact, sha256_of, write_example_answer, write_spec
+from segserve.artifact import Artifact, load_artifact, save_artifact, write_example_answer, write_spec
 from segserve.choice import build_engine
+from segserve.digest import sha256_of
 from segserve.log import ROOT
 from segserve.networks import Network, build_network
 from segserve.predictor import build_predictor

@@ -14,8 +14,9 @@ import pytest
 from handlers import running
 from handlers.deployment import DeploySettings, RollbackSettings, _requests, _sampled, deploy, rollback
 from handlers.settings import ServeSettings
-from handlers.store import SUMS, digest_of
+from handlers.store import SUMS
 from handlers.torchserve import RunFolder, free_port
+from segserve.digest import sha256_of
 from segserve.spec import ModelSpec, Task
 from tests.conftest import CLASSES, tiny_spec
 
@@ -119,15 +120,15 @@ def test_no_archive(store: Path, tmp_path: Path) -> None:
 
 def test_another_digest_than_was_named(store: Path, tmp_path: Path, spec: ModelSpec) -> None:
     archive = write_archive(tmp_path / "new.mar", version="1.0", spec=spec)
-    assert f"to have SHA-256 {'0' * 64}, but it has {digest_of(archive)}" in refusal(archive, store, sha256="0" * 64)
-    assert "expected another version" in refusal(archive, store, sha256=digest_of(archive).upper())
+    assert f"to have SHA-256 {'0' * 64}, but it has {sha256_of(archive)}" in refusal(archive, store, sha256="0" * 64)
+    assert "expected another version" in refusal(archive, store, sha256=sha256_of(archive).upper())
 
 
 def test_a_digest_that_the_store_does_not_list(store: Path, tmp_path: Path, spec: ModelSpec) -> None:
     archive = write_archive(tmp_path / "new.mar", name="cell", spec=spec)
-    (store / SUMS).write_text(f"{digest_of(store / 'cells.mar')}  cells.mar\n")
+    (store / SUMS).write_text(f"{sha256_of(store / 'cells.mar')}  cells.mar\n")
     assert "say with --sha256 which it must have" in refusal(archive, store)
-    assert "expected a model that is served" in refusal(archive, store, sha256=digest_of(archive))
+    assert "expected a model that is served" in refusal(archive, store, sha256=sha256_of(archive))
 
 
 def test_a_store_that_no_longer_holds_what_is_served(store: Path, tmp_path: Path, spec: ModelSpec) -> None:

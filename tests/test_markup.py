@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from training.markup import MOST_PIXELS_WIDE, heat_cell, heat_map, jpeg, png, row, scrolling
+from training.markup import MOST_PIXELS_WIDE, document, heat_cell, heat_map, jpeg, png, row, scrolling
 
 
 def _opened(source: str) -> Image.Image:
@@ -62,3 +62,13 @@ def test_tables_are_for_the_keyboard_and_the_ear_too() -> None:
     assert row(["1", "2"], first="a") == '<tr><th scope="row">a</th><td>1</td><td>2</td></tr>'
     assert row(["x"], first="a", tag="th", scope="col") == '<tr><th scope="col">a</th><th scope="col">x</th></tr>'
     assert scrolling("<table></table>", label="scores").startswith('<div class="scroll" tabindex="0" role="region"')
+
+
+def test_a_document_shows_only_sections_with_content() -> None:
+    page = document("<1 & 2>", head="<p>head</p>", sections={"First part": "<p>one</p>", "Empty": ""})
+    assert "<title>&lt;1 &amp; 2&gt;</title>" in page
+    assert "<h1>&lt;1 &amp; 2&gt;</h1><p>head</p>" in page
+    assert '<a href="#first-part">First part</a>' in page
+    assert '<section id="first-part"><h2>First part</h2><p>one</p></section>' in page
+    assert "Empty" not in page
+    assert not re.search(r"""(src|href)="(?!#|data:)""", page)

@@ -100,7 +100,7 @@ class Evaluation(Settings):
     aggregate: Aggregate
     scores: dict[str, float]
     classes: tuple[ClassScore, ...]
-    engine: str = "torch"
+    engine: Choice = "torch"
     """That ran the network."""
     temperature: float = 1.0
     """The logits were divided by it."""

@@ -23,10 +23,10 @@ from segserve.artifact import (
     load_artifact,
     replaced_folder,
     save_artifact,
-    sha256_of,
     write_example_answer,
     write_spec,
 )
+from segserve.digest import sha256_of
 from segserve.engines.torch_engine import TorchEngine, best_device
 from segserve.networks import build_network, served_weights
 from segserve.prediction import Query, SegmentationPrediction

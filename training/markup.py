@@ -4,7 +4,8 @@ Dimensions: H, W, L levels of an 8-bit map.
 """
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,31 @@ summary { cursor: pointer; color: var(--blue) }
 code { font: 13px/1.4 ui-monospace, Menlo, Consolas, monospace }
 @media print { nav { display: none } section { break-inside: avoid } }
 """
+
+
+def document(title: str, *, head: str, sections: Mapping[str, str]) -> str:
+    """A whole page, which needs nothing beside it: no network, no script.
+
+    Args:
+        title: its heading, as text.
+        head: what stands between the heading and the links to the sections, as HTML.
+        sections: by their headings; one without content is left out.
+    """
+    shown = {name: content for name, content in sections.items() if content}
+    links = "".join(f'<a href="#{_slug(name)}">{name}</a>' for name in shown)
+    body = "".join(f'<section id="{_slug(name)}"><h2>{name}</h2>{content}</section>' for name, content in shown.items())
+    heading = escape(title)
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<link rel="icon" href="data:,"><title>{heading}</title><style>{STYLE}</style></head>\n'
+        f"<body><header><h1>{heading}</h1>{head}"
+        f'<nav aria-label="Sections">{links}</nav></header>\n<main>{body}</main></body></html>\n'
+    )
+
+
+def _slug(name: str) -> str:
+    return name.lower().replace(" ", "-")
 
 
 def figure(title: str, chart: str, *, note: str = "") -> str:

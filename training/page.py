@@ -18,7 +18,7 @@ from training.certainty import RiskCoverage
 from training.charts import Axis, Series, line_chart
 from training.data import IGNORE
 from training.evaluate import ClassScore, Evaluation, Outcome
-from training.markup import STYLE, figure, grid, heat_cell, heat_map, jpeg, picture, png, row, scrolling, swatch
+from training.markup import document, figure, grid, heat_cell, heat_map, jpeg, picture, png, row, scrolling, swatch
 from training.pictures import ERROR_COLOR, VOID_COLOR, error_map, paint
 from training.risk_coverage import COVERAGES
 from training.run import EpochLog
@@ -102,19 +102,8 @@ class Page:
             "All scores": self._all_scores(),
             "Configuration": self._configuration(),
         }
-        shown = {name: content for name, content in sections.items() if content}
-        links = "".join(f'<a href="#{_slug(name)}">{name}</a>' for name in shown)
-        body = "".join(
-            f'<section id="{_slug(name)}"><h2>{name}</h2>{content}</section>' for name, content in shown.items()
-        )
-        title = escape(self.title)
-        return (
-            f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-            f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f'<link rel="icon" href="data:,"><title>{title}</title><style>{STYLE}</style></head>\n'
-            f"<body><header><h1>{title}</h1>{self._subtitle()}{self._tiles()}{self._protocol()}"
-            f'<nav aria-label="Sections">{links}</nav></header>\n<main>{body}</main></body></html>\n'
-        )
+        head = self._subtitle() + self._tiles() + self._protocol()
+        return document(self.title, head=head, sections=sections)
 
     # --- head ---
 
@@ -380,10 +369,6 @@ def _spoken(name: str) -> str:
 
 def _shown(value: float | None) -> str:
     return "&ndash;" if value is None else f"{value:.4f}"
-
-
-def _slug(name: str) -> str:
-    return name.lower().replace(" ", "-")
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -9,7 +9,7 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from segserve.artifact import Artifact
-from segserve.choice import Choice, build_engine
+from segserve.choice import build_engine
 from segserve.engines.torch_engine import best_device
 from segserve.png import encode_png
 from segserve.predictor import Predictor, build_predictor
@@ -70,7 +70,7 @@ def write_page(path: Path, artifact: Artifact, dataset: Dataset, evaluation: Eva
         dataset: on which.
         evaluation: what `training.evaluate.evaluate` found.
     """
-    engine = build_engine(artifact, device=best_device(), choice=cast(Choice, evaluation.engine))
+    engine = build_engine(artifact, device=best_device(), choice=evaluation.engine)
     predictor = build_predictor(artifact.spec, engine)
     write_whole(path, page_of(predictor, dataset, evaluation).html())
 
