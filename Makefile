@@ -43,7 +43,7 @@ $(VENV)/ready: requirements.lock pyproject.toml
 	touch $@
 
 lock:
-	$(BIN)/uv pip compile pyproject.toml --extra train --extra openvino-export --extra dev --generate-hashes --no-emit-index-url --python-version 3.11 --quiet --output-file requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --extra train --extra openvino-export --extra ray --extra dev --generate-hashes --no-emit-index-url --python-version 3.11 --quiet --output-file requirements.lock
 
 # The packages of the image, for scanners; with those of an extra: python -m deploy.sbom FILE openvino.
 sbom: $(VENV)/ready

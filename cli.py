@@ -5,7 +5,7 @@ A command imports what it needs when it runs, so that `segserve serve` starts wi
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, get_args
 
@@ -16,8 +16,6 @@ from segserve.spec import Aggregate, EngineName, Plan
 from segserve.whole import write_whole
 
 if TYPE_CHECKING:
-    from segserve.artifact import Artifact
-    from segserve.predictor import Predictor
     from segserve.spec import ModelSpec
     from training.config import Recipe
 
@@ -191,31 +189,40 @@ def _tune(given: argparse.Namespace) -> int:
 
 
 def _predict(given: argparse.Namespace) -> int:
+    if given.ray is not None:
+        return _predict_on_ray(given)
+    from segserve.offline import load_predictor, predict_files
+
+    artifact, predictor = load_predictor(given.artifact)
+    images = [Path(image) for image in given.images]
+    done = predict_files(images, artifact=artifact, predictor=predictor, out=Path(given.out), tta=given.tta)
+    return _watched(done, total=len(images), out=given.out)
+
+
+def _predict_on_ray(given: argparse.Namespace) -> int:
+    try:
+        from segserve.bulk import Job, find_images, predict_all
+    except ImportError:
+        raise ValueError("expected Ray for --ray, but it is not installed: pip install 'segserve[ray]'") from None
+    if len(given.images) != 1:
+        raise ValueError(f"expected one folder with --ray, but got {len(given.images)} names: name the folder")
+    job = Job(artifact=given.artifact.resolve(), images=given.images[0], out=given.out, tta=given.tta)
+    missing, there = find_images(job)
+    if there:
+        print(f"{given.out}: {len(there)} of {len(there) + len(missing)} images have their answers already")
+    return _watched(predict_all(job, missing, workers=given.ray), total=len(missing), out=given.out)
+
+
+def _watched(done: Iterable[tuple[Path | str, str | None]], *, total: int, out: str) -> int:
     from tqdm import tqdm
 
-    from segserve.offline import predict_files
-
-    artifact, predictor = _load(given.artifact)
-    done = predict_files(given.images, artifact=artifact, predictor=predictor, out=given.out, tta=given.tta)
     num_broken = 0
-    for path, problem in tqdm(done, total=len(given.images), unit="image", disable=None):
-        if problem:
+    for image, fault in tqdm(done, total=total, unit="image", disable=None):
+        if fault:
             num_broken += 1
-            tqdm.write(f"{path}: {problem.detail}", file=sys.stderr)
-    print(f"{given.out}: {len(given.images) - num_broken} of {len(given.images)} images predicted")
+            tqdm.write(f"{image}: {fault}", file=sys.stderr)
+    print(f"{out}: {total - num_broken} of {total} images predicted")
     return 1 if num_broken else 0
-
-
-def _load(path: Path) -> "tuple[Artifact, Predictor]":
-    from segserve.artifact import check_example, load_artifact
-    from segserve.choice import build_engine
-    from segserve.engines.torch_engine import best_device
-    from segserve.predictor import build_predictor
-
-    artifact = load_artifact(path)
-    predictor = build_predictor(artifact.spec, build_engine(artifact, device=best_device()))
-    check_example(artifact, predictor)
-    return artifact, predictor
 
 
 def _pseudolabel(given: argparse.Namespace) -> int:
@@ -310,7 +317,7 @@ def _loop(given: argparse.Namespace) -> int:
 
 
 def _serve(given: argparse.Namespace) -> int:
-    from handlers.settings import ServeSettings, read_gateway
+    from handlers.settings import ServeSettings, read_doubtful, read_gateway
     from handlers.supervisor import serve
 
     return serve(
@@ -322,6 +329,7 @@ def _serve(given: argparse.Namespace) -> int:
             ops_port=given.ops_port,
             host=given.host,
             gateway=None if given.gateway is None else read_gateway(given.gateway),
+            doubtful=None if given.doubtful is None else read_doubtful(given.doubtful),
         )
     )
 
@@ -480,9 +488,15 @@ def _add_serving(commands: Commands) -> None:
 
     predict = _add(commands, "predict", _predict, "predict images offline, by the same code path as the service")
     predict.add_argument("artifact", type=Path, metavar="ARTIFACT")
-    predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
-    predict.add_argument("--out", type=Path, required=True, metavar="DIR")
+    predict.add_argument("images", nargs="+", metavar="IMAGE")
+    predict.add_argument("--out", required=True, metavar="DIR")
     predict.add_argument("--tta", choices=get_args(Plan), default="none")
+    predict.add_argument(
+        "--ray",
+        type=int,
+        metavar="WORKERS",
+        help="IMAGE is a folder, or s3://BUCKET/PATH and its like, for so many workers of Ray; docs/bulk.md",
+    )
 
     serve = _add(commands, "serve", _serve, "start the service and stay until it is told to stop")
     serve.add_argument("--store", type=Path, default=Path("model_store"))
@@ -497,6 +511,12 @@ def _add_serving(commands: Commands) -> None:
         const="",
         metavar="gateway.toml",
         help="nginx answers at the inference port, and TorchServe on loopback only; docs/gateway.md",
+    )
+    serve.add_argument(
+        "--doubtful",
+        type=Path,
+        metavar="doubtful.toml",
+        help="keep the images that a model was least sure of, for `pseudolabel`; docs/flywheel.md",
     )
 
     deploy = _add(commands, "deploy", _deploy, "let a new version answer, if it is near the one that does")

@@ -11,11 +11,12 @@ fixed working size, and an exported engine if that is what is to be measured (do
 import argparse
 import io
 import os
+import subprocess
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -58,11 +59,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     LOG.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="segserve-bench-") as folder:
         servers = servers_of(given, Path(folder))
-        measured, bare = measure(servers, artifact, image, given)
-        extra = ask_more(servers[0], artifact, image, given)
-    comparison = Comparison(measured=measured, bare=bare, extra=extra)
-    text = "\n".join([heading(artifact, given), comparison.table(), "", *comparison.ratios(), ""])
-    add_section(given.out, text, title="segserve beside other servers")
+        comparison = measure(servers, artifact, image, given)
+    plot = given.out.with_suffix(f".{artifact.spec.name}.png")
+    lines = [
+        heading(artifact, given),
+        comparison.table(),
+        "",
+        *comparison.ratios(),
+        "",
+        f"![Images a second]({plot.name})",
+    ]
+    add_section(given.out, "\n".join([*lines, ""]), title="segserve beside other servers")
+    comparison.plot(plot)
     return 0
 
 
@@ -117,11 +125,9 @@ def servers_of(given: argparse.Namespace, folder: Path) -> list[Server]:
     ]
 
 
-def measure(
-    servers: Sequence[Server], artifact: Artifact, image: bytes, given: argparse.Namespace
-) -> tuple[Mapping[str, Sequence[Measurement]], Sequence[Bare]]:
-    """Every server, by its title, and the bare engine, once a round."""
-    measured, bare = defaultdict[str, list[Measurement]](list), list[Bare]()
+def measure(servers: Sequence[Server], artifact: Artifact, image: bytes, given: argparse.Namespace) -> Comparison:
+    """Every server, by its title, and the bare engine, once a round. A peer that does not answer is not asked again."""
+    measured, silent, bare = defaultdict[str, list[Measurement]](list), set[str](), list[Bare]()
     with tqdm(total=given.rounds * (1 + len(servers)), disable=None) as bar:
         for _ in range(given.rounds):
             bar.set_description("bare engine")
@@ -129,9 +135,18 @@ def measure(
             bar.update()
             for server in servers:
                 bar.set_description(server.title)
-                measured[server.title].append(_measured(server, given, image))
+                try:
+                    if server.title not in silent:
+                        measured[server.title].append(_measured(server, given, image))
+                except (RuntimeError, subprocess.CalledProcessError) as error:
+                    if server.is_ours:
+                        raise
+                    tqdm.write(f"{server.title}: {error}", file=sys.stderr)
+                    silent.add(server.title)
                 bar.update()
-    return measured, bare
+    answered = {title: rounds for title, rounds in measured.items() if title not in silent}
+    extra = ask_more(servers[0], artifact, image, given)
+    return Comparison(measured=answered, silent=sorted(silent), bare=bare, extra=extra)
 
 
 def _measured(server: Server, given: argparse.Namespace, image: bytes) -> Measurement:

@@ -2,11 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
+
+from matplotlib.figure import Figure
 
 from handlers.load import Load
 
 OURS = "segserve, our engine"
+OWN_COLOR, PEER_COLOR = "#1f5f9e", "#9aa3ad"
 LOADED = 0.7
 """Of the images a second that clients get who wait, at which latencies are looked at."""
 
@@ -49,6 +53,8 @@ class Comparison:
     """A round each, by the server's title; segserve is `OURS`."""
     bare: Sequence[Bare]
     extra: Extra
+    silent: Sequence[str] = ()
+    """Servers that did not answer on this machine."""
 
     def table(self) -> str:
         """Markdown, medians of the rounds."""
@@ -56,6 +62,7 @@ class Comparison:
             "| server | images/s | of the bare engine | p50, ms | p99, ms | first answer after, s | memory, MB |",
             f"|---|{'---:|' * 6}",
             *(self._line(title) for title in self.measured),
+            *(f"| {title} | did not answer |{' |' * 5}" for title in self.silent),
         ]
         return "\n".join(lines)
 
@@ -85,6 +92,19 @@ class Comparison:
             f"({extra.p99_ms:.0f} ms, {extra.p50_ms:.0f} ms)",
             f"- `tta=d4` / none, cost: {extra.tta_cost:.2f}",
         ]
+
+    def plot(self, path: Path) -> None:
+        """A bar a server, the fastest first, and the bare engine as a line."""
+        titles = sorted(self.measured, key=self.rate)
+        colors = [OWN_COLOR if title.startswith("segserve") else PEER_COLOR for title in titles]
+        figure = Figure(figsize=(7, 0.5 + 0.3 * len(titles)), layout="constrained")
+        axes = figure.subplots()
+        bars = axes.barh(titles, [self.rate(title) for title in titles], color=colors)
+        axes.bar_label(bars, fmt="%.1f", padding=3)
+        axes.axvline(self.engine_rate, color="#4d5563", linestyle="--", label="bare engine")
+        axes.set(xlabel="images a second", xlim=(0, 1.1 * self.engine_rate))
+        axes.legend(loc="lower right")
+        figure.savefig(path, dpi=110)
 
     @property
     def engine_rate(self) -> float:

@@ -24,7 +24,7 @@ REQUIREMENTS = ROOT / "bench" / "peers" / "requirements"
 START_SECONDS = 300
 STOP_SECONDS = 60
 RAW = {"Content-Type": "application/octet-stream"}
-NAME = "benched"
+_OURS, NAME = "segserve", "benched"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,11 @@ class Server:
     """Of `REQUIREMENTS`; None: the project's own."""
     headers: Mapping[str, str] = field(default_factory=lambda: RAW)
     variables: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_ours(self) -> bool:
+        """And no peer."""
+        return self.name == _OURS
 
     @property
     def title(self) -> str:
@@ -104,7 +109,7 @@ def ours(artifact: Path, engine: model.EngineOfPeer, *, folder: Path) -> Server:
         package(artifact, name=NAME, store=store)
     ports = [f"--{kind}-port={free_port()}" for kind in ("management", "ops")]
     return Server(
-        name="segserve",
+        name=_OURS,
         engine=engine,
         command=("-m", "cli", "serve", "--store", str(store), "--inference-port=PORT", *ports),
         path=f"/predictions/{NAME}",

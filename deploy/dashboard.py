@@ -107,6 +107,15 @@ PANELS = (
         queries={"{{model}}": _mean("segserve_batch_images", "model")},
     ),
     Panel(
+        title="Less than was asked, and images that end workers",
+        unit="reqps",
+        queries={
+            "{{model}} without {{what}}": _rate("segserve_degraded_total", "model", "what"),
+            "decoders": "sum(rate(segserve_decoder_crashes_total[$__rate_interval]))",
+        },
+        description="A brown-out leaves out test-time augmentation; an image that ends two workers is refused.",
+    ),
+    Panel(
         title="Megapixels of an image",
         unit="short",
         queries={

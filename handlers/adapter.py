@@ -18,6 +18,8 @@ import torch
 from segserve.api import Request, Response
 from segserve.artifact import check_example, load_artifact
 from segserve.choice import Choice, build_engine
+from segserve.doubtful import DoubtfulSettings
+from segserve.doubtful_store import DoubtfulStore
 from segserve.log import start_log
 from segserve.predictor import build_predictor
 from segserve.quarantine import Quarantine
@@ -37,6 +39,8 @@ BROWNOUT_MS = "SEGSERVE_BROWNOUT_MS"
 """Environment variable: how long a request may wait until test-time augmentation is left out."""
 QUARANTINE_FOLDER = "SEGSERVE_QUARANTINE_FOLDER"
 """Environment variable: where workers note what they decode, see `segserve.quarantine`."""
+DOUBTFUL = "SEGSERVE_DOUBTFUL"
+"""Environment variable: `segserve.doubtful.DoubtfulSettings` as JSON."""
 ENGINE = "SEGSERVE_ENGINE"
 """Environment variable: the engine to take for every model, whatever its spec says."""
 
@@ -75,7 +79,7 @@ class Adapter:
         predictor = build_predictor(artifact.spec, engine)
         check_example(artifact, predictor)
         version = str(context.manifest["model"]["modelVersion"])
-        brownout_ms = os.environ.get(BROWNOUT_MS)
+        brownout_ms, doubtful = os.environ.get(BROWNOUT_MS), os.environ.get(DOUBTFUL)
         self.service = Service(
             artifact,
             predictor,
@@ -85,6 +89,9 @@ class Adapter:
             brownout_seconds=float(brownout_ms) / 1000 if brownout_ms else None,
         )
         self.service.exporter = exporter_from(os.environ)
+        if doubtful:
+            settings = DoubtfulSettings.model_validate_json(doubtful)
+            self.service.doubtful = DoubtfulStore(settings, artifact.spec, self.service.model)
 
     def handle(self, rows: Sequence[Mapping[str, Any]], context: Context) -> list[bytes]:
         """One body a row; status, content type and headers of each go to the context."""

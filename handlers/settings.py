@@ -2,11 +2,13 @@
 
 import ipaddress
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from segserve.doubtful import DoubtfulSettings
 from segserve.settings import Settings
 
 Port = Annotated[int, Field(ge=1, le=65534)]
@@ -56,13 +58,20 @@ def read_gateway(file: str) -> GatewaySettings:
     """
     if not file:
         return GatewaySettings()
-    path = Path(file)
+    return GatewaySettings.model_validate(_read(Path(file), paths=("tokens", "certificate", "key")))
+
+
+def read_doubtful(path: Path) -> DoubtfulSettings:
+    """Likewise, where images are kept that a model was not sure of."""
+    return DoubtfulSettings.model_validate(_read(path, paths=("folder",)))
+
+
+def _read(path: Path, *, paths: Sequence[str]) -> dict[str, Any]:
     try:
         given = tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"expected {path} to be TOML, but it is not: {error}") from None
-    files = {name: path.parent / given[name] for name in ("tokens", "certificate", "key") if name in given}
-    return GatewaySettings.model_validate({**given, **files})
+    return {**given, **{name: path.parent / given[name] for name in paths if name in given}}
 
 
 class ServeSettings(Settings):
@@ -78,6 +87,8 @@ class ServeSettings(Settings):
     """Where inference and ops listen. The management API can stop workers, so it stays on loopback in any case."""
     gateway: GatewaySettings | None = None
     """None: TorchServe itself answers at the inference port. Else nginx does, and TorchServe stays on loopback."""
+    doubtful: DoubtfulSettings | None = None
+    """Where images are kept that a model was not sure of. None: nowhere."""
     drain_seconds: float = Field(default=30.0, ge=0)
     """Upper bound for answering what is queued and in flight when the service is told to stop."""
     start_seconds: float = Field(default=300.0, gt=0)
@@ -95,6 +106,15 @@ class ServeSettings(Settings):
         ports = (self.inference_port, self.management_port, self.ops_port)
         if len(set(ports)) < len(ports):
             raise ValueError(f"expected three different ports for inference, management and ops, but got {ports}")
+        return self
+
+    @model_validator(mode="after")
+    def _doubtful_can_be_written(self) -> Self:
+        if self.doubtful and self.doubtful.folder.resolve().is_relative_to(self.store.resolve()):
+            raise ValueError(
+                f"expected a folder for doubtful images outside the model store, which no worker can write to, but got "
+                f"{self.doubtful.folder}: choose another"
+            )
         return self
 
     @property

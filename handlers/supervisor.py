@@ -24,6 +24,7 @@ from handlers.signals import StopSignals
 from handlers.store import ServedModel, served_models
 from handlers.throughput import Throughput, worker_counts
 from handlers.torchserve import LOOPBACK, RunFolder, ServeError
+from segserve.doubtful import delete_old
 
 __all__ = ["ServeSettings", "serve"]
 
@@ -32,6 +33,8 @@ STOP_SECONDS = 10.0
 GATEWAY_STOP_SECONDS = 2.0
 """For answers that are still on their way to slow clients."""
 WATCH_SECONDS = 0.2
+DELETE_SECONDS = 3600.0
+"""Between two looks for doubtful images that are too old."""
 MANAGEMENT_TIMEOUT_SECONDS = 5.0
 SCRAPE_TIMEOUT_SECONDS = 0.5
 _LONGEST_FOLDER = 80
@@ -81,6 +84,7 @@ class _Service:
         self.signals = signals
         self.metrics_port = torchserve.free_port()
         self.began = time.monotonic()
+        self.delete_at = self.began
         self.inner = _behind_gateway(settings) if settings.gateway else settings
         """TorchServe's own view: where it listens itself."""
         waiting_batches = settings.gateway.waiting_batches if settings.gateway else 0
@@ -93,6 +97,7 @@ class _Service:
     def run(self) -> None:
         """Start, watch, drain, stop."""
         self._check_ports()
+        self._check_doubtful()
         gateway = self._make_gateway()
         with (
             self._torchserve() as jvm,
@@ -124,6 +129,20 @@ class _Service:
             with _listening(option, host, port):
                 socket.create_server((host, port)).close()
 
+    def _check_doubtful(self) -> None:
+        if self.settings.doubtful is None:
+            return
+        folder = self.settings.doubtful.folder
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (folder / ".tried").touch()
+            (folder / ".tried").unlink()
+        except OSError as error:
+            raise ServeError(
+                f"expected a folder for doubtful images that this user can write to, but got {error}: choose another "
+                "in the file that --doubtful names"
+            ) from error
+
     @contextlib.contextmanager
     def _torchserve(self) -> Iterator[Jvm]:
         """Started before any thread is, because a copy of a threaded process must not do much between fork and exec."""
@@ -138,11 +157,7 @@ class _Service:
         with _protected(self.settings.store) as ruleset:
             jvm = Jvm(
                 torchserve.command(self.models, folder=self.folder, java=java),
-                environment=torchserve.environment(
-                    os.environ,
-                    folder=self.folder,
-                    brownout_ms=self.settings.gateway.brownout_ms if self.settings.gateway else None,
-                ),
+                environment=torchserve.environment(os.environ, self.settings, folder=self.folder),
                 folder=self.folder.root,
                 ruleset=ruleset,
             )
@@ -214,6 +229,12 @@ class _Service:
 
     def _watch(self, gateway: Gateway | None) -> None:
         running.forget_left_sample(self.folder)
+        if self.settings.doubtful and time.monotonic() >= self.delete_at:
+            try:
+                delete_old(self.settings.doubtful)
+            except OSError as error:
+                _say(f"old doubtful images could not be deleted: {error}")
+            self.delete_at = time.monotonic() + DELETE_SECONDS
         if gateway is not None:
             gateway.watch()
             self.throughput.places = {place.name: place.limit for place in gateway.models}

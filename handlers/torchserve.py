@@ -236,7 +236,7 @@ def _write_class(name: str, replaced: Mapping[bytes, bytes], *, folder: RunFolde
     target.write_bytes(content)
 
 
-def environment(inherited: Mapping[str, str], *, folder: RunFolder, brownout_ms: int | None = None) -> dict[str, str]:
+def environment(inherited: Mapping[str, str], settings: ServeSettings, *, folder: RunFolder) -> dict[str, str]:
     """The environment of Java, which hands it on to the workers.
 
     PYTHONPATH is left out: it would come before the archive's own code. TS_CONFIG_FILE and its like are left out:
@@ -244,7 +244,12 @@ def environment(inherited: Mapping[str, str], *, folder: RunFolder, brownout_ms:
     """
     left_out = {"PYTHONPATH", "LOG_LOCATION", "METRICS_LOCATION", "SM_TELEMETRY_LOG"}
     kept = {name: value for name, value in inherited.items() if name not in left_out and not name.startswith("TS_")}
-    asked = {"SEGSERVE_BROWNOUT_MS": str(brownout_ms)} if brownout_ms else {}
+    asked = {}
+    if settings.gateway and settings.gateway.brownout_ms:
+        asked["SEGSERVE_BROWNOUT_MS"] = str(settings.gateway.brownout_ms)
+    if settings.doubtful:
+        doubtful = settings.doubtful.model_copy(update={"folder": settings.doubtful.folder.resolve()})
+        asked["SEGSERVE_DOUBTFUL"] = doubtful.model_dump_json()
     return {
         # glibc gives each thread a heap of its own, and each of them keeps what the largest image once needed.
         "MALLOC_ARENA_MAX": "1",

@@ -134,10 +134,11 @@ def _batch(sent: Sequence[Sent], line: _Line, *, gap: float | None) -> Batch:
 
 
 def fit(batches: Sequence[Batch], *, max_batch_delay: float, measured: str = "") -> ServiceTime:
-    """Least squares with coefficients of 0 or more.
+    """Least squares of the relative error, so that a batch of one counts as much as a full one; no coefficient below 0.
 
-    What TorchServe needs from one batch to the next, the median gap before full batches that waited, belongs to each
-    batch. What a lone request needs beyond that, its batch's delay and its time in the worker is `outside_seconds`.
+    What TorchServe needs from one batch to the next, the median gap before those of the same size that waited, belongs
+    to each batch. What a lone request needs beyond that, its batch's delay and its time in the worker is
+    `outside_seconds`.
 
     Args:
         batches: of all the sizes that matter, many of them full and some of one image.
@@ -155,18 +156,28 @@ def fit(batches: Sequence[Batch], *, max_batch_delay: float, measured: str = "")
             f"expected {LEAST_BATCHES} full batches and more that waited, and as many of one image that did not, but "
             f"got {len(gaps)} and {len(alone)} of {len(batches)}: send for longer, with one user and with many"
         )
-    between = float(np.median(gaps))
+    between = _usual_gaps(batches)
     rows_NF = np.array([(batch.megapixels, batch.views, 1.0) for batch in batches])
-    seconds_N = np.array([batch.seconds for batch in batches])
-    coefficients_F, _ = optimize.nnls(rows_NF, seconds_N)
-    ratios_N = (seconds_N + between) / (rows_NF @ coefficients_F + between)
-    a, b, c = coefficients_F.tolist()
+    seconds_N = np.array([batch.seconds + between[batch.images] for batch in batches])
+    coefficients_F, _ = optimize.nnls(rows_NF / seconds_N[:, None], np.ones(len(batches)))
+    ratios_N = seconds_N / (rows_NF @ coefficients_F)
+    a, b, c = (ratios_N.mean() * coefficients_F).tolist()
     return ServiceTime(
         seconds_per_megapixel=a,
         seconds_per_view=b,
-        seconds_per_batch=c + between,
-        ratios=tuple(np.quantile(ratios_N, QUANTILES).tolist()),
-        outside_seconds=max(0.0, float(np.median(alone)) - max_batch_delay - between),
+        seconds_per_batch=c,
+        ratios=tuple(np.quantile(ratios_N / ratios_N.mean(), QUANTILES).tolist()),
+        outside_seconds=max(0.0, float(np.median(alone)) - max_batch_delay - between[1]),
         measured=measured,
         batches=len(batches),
     )
+
+
+def _usual_gaps(batches: Sequence[Batch]) -> dict[int, float]:
+    """By the number of images; of a size that never waited, that of all the others."""
+    known = [(batch.images, max(0.0, batch.gap)) for batch in batches if batch.gap is not None]
+    of_all = float(np.median([gap for _, gap in known]))
+    usual = {batch.images: of_all for batch in batches}
+    for images in {images for images, _ in known}:
+        usual[images] = float(np.median([gap for size, gap in known if size == images]))
+    return usual

@@ -1,27 +1,42 @@
-"""Predict files on disk, by the same path as the service: decode, predict, render."""
+"""Predict files without a server, by the same path as the service: decode, predict, render."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from segserve import api
 from segserve.api import Options
-from segserve.artifact import Artifact
+from segserve.artifact import Artifact, check_example, load_artifact
+from segserve.choice import build_engine
 from segserve.clock import StageClock
 from segserve.codec import decode_image
+from segserve.engines.torch_engine import best_device
 from segserve.prediction import Prediction, Query
-from segserve.predictor import Predictor
+from segserve.predictor import Predictor, build_predictor
 from segserve.problem import Problem
 from segserve.render import Asked, render
 from segserve.spec import Plan
 from segserve.whole import write_whole
 
 MODEL_VERSION = "offline"
+NOT_IMAGES = (".json", ".jsonl", ".md", ".txt", ".csv")
+"""What lies beside images."""
+
+Name = TypeVar("Name")
+
+
+def load_predictor(path: Path) -> tuple[Artifact, Predictor]:
+    """An artifact, on the best device and engine there are, after its worked example came out as stored."""
+    artifact = load_artifact(path)
+    predictor = build_predictor(artifact.spec, build_engine(artifact, device=best_device()))
+    check_example(artifact, predictor)
+    return artifact, predictor
 
 
 def predict_files(
     images: Sequence[Path], *, artifact: Artifact, predictor: Predictor, out: Path, tta: Plan = "none"
-) -> Iterator[tuple[Path, Problem | None]]:
+) -> Iterator[tuple[Path, str | None]]:
     """Write `out/STEM.png` (the mask, for segmentation) and `out/STEM.json` for each image.
 
     Yields:
@@ -30,39 +45,66 @@ def predict_files(
     Raises:
         ValueError: two images would write the same files.
     """
-    twice = sorted(stem for stem, count in Counter(image.stem for image in images).items() if count > 1)
-    if twice:
-        raise ValueError(
-            f"expected different file names, but several are called {', '.join(twice)}: call once for each"
-        )
+    check_stems([image.stem for image in images])
     out.mkdir(parents=True, exist_ok=True)
     size = artifact.spec.serving.batch_size
     for first in range(0, len(images), size):
-        yield from _predict_batch(images[first : first + size], artifact, predictor, out, tta)
+        batch = images[first : first + size]
+        for path, answer in answers(batch, Path.read_bytes, artifact=artifact, predictor=predictor, tta=tta):
+            if isinstance(answer, str):
+                yield path, answer
+                continue
+            for suffix, body in answer.items():
+                write_whole(out / f"{path.stem}{suffix}", body)
+            yield path, None
 
 
-def _predict_batch(
-    images: Sequence[Path], artifact: Artifact, predictor: Predictor, out: Path, tta: Plan
-) -> Iterator[tuple[Path, Problem | None]]:
-    queries: dict[Path, Query] = {}
-    for path in images:
+def check_stems(stems: Sequence[str]) -> None:
+    """A ValueError where two images would write the same files."""
+    twice = sorted(stem for stem, count in Counter(stems).items() if count > 1)
+    if twice:
+        shown = ", ".join(twice[:10]) + (", ..." if len(twice) > 10 else "")
+        raise ValueError(f"expected different file names, but several are called {shown}: call once for each")
+
+
+def answers(
+    names: Sequence[Name], read: Callable[[Name], bytes], *, artifact: Artifact, predictor: Predictor, tta: Plan
+) -> Iterator[tuple[Name, Mapping[str, bytes] | str]]:
+    """Predict one batch.
+
+    Args:
+        names: of the images.
+        read: the file of one; an OSError is a fault of this one.
+        artifact: whose predictor it is.
+        predictor: runs it.
+        tta: the views of each image.
+
+    Yields:
+        The name of each image, with the files of its answer by their suffixes, or in one sentence why there are none.
+    """
+    queries: dict[Name, Query] = {}
+    for name in names:
         try:
-            queries[path] = Query(image_HWC=decode_image(path.read_bytes()), tta=tta)
-        except Problem as problem:
-            yield path, problem
+            queries[name] = Query(image_HWC=decode_image(read(name)), tta=tta)
+        except (Problem, OSError) as error:
+            yield name, str(error)
     clock = StageClock()
-    predictions = list[Prediction](predictor.predict(list(queries.values()), clock=clock))
-    for (path, query), prediction in zip(queries.items(), predictions, strict=True):
-        own_clock = StageClock()
-        own_clock.seconds.update(clock.seconds)
-        _write(prediction, query, artifact, out / path.stem, own_clock)
-        yield path, None
+    outcomes = predictor.attempt(list(queries.values()), clock=clock)
+    for (name, query), outcome in zip(queries.items(), outcomes, strict=True):
+        if isinstance(outcome, Exception):
+            yield name, f"expected an image that can be predicted, but got: {outcome}"
+        else:
+            yield name, _files(outcome, query, artifact, clock)
 
 
-def _write(prediction: Prediction, query: Query, artifact: Artifact, stem: Path, clock: StageClock) -> None:
+def _files(prediction: Prediction, query: Query, artifact: Artifact, batch_clock: StageClock) -> dict[str, bytes]:
+    """The JSON comes last: where it is, the answer is whole."""
+    clock = StageClock()
+    clock.include(batch_clock)
     model = api.ModelInfo(name=artifact.spec.name, version=MODEL_VERSION, digest=artifact.digest)
     forms = ("png", "json") if artifact.spec.task == "segmentation" else ("json",)
+    files = {}
     for form in forms:
         asked = Asked(image_HWC=query.image_HWC, options=Options(format=form, tta=query.tta))  # type: ignore[arg-type]
-        _, body = render(prediction, asked, spec=artifact.spec, model=model, clock=clock)
-        write_whole(stem.with_name(f"{stem.name}.{form}"), body)
+        _, files[f".{form}"] = render(prediction, asked, spec=artifact.spec, model=model, clock=clock)
+    return files

@@ -19,6 +19,7 @@ from segserve.api import Request, Response
 from segserve.artifact import Artifact
 from segserve.clock import StageClock
 from segserve.device import DeviceLost
+from segserve.doubtful_store import DoubtfulStore
 from segserve.drift import AnswerCounter
 from segserve.log import LONGEST_ID
 from segserve.memory import is_out_of_memory
@@ -105,6 +106,8 @@ class Service:
         self.quarantine = quarantine
         self.exporter: Exporter | None = None
         """Gets the spans of each request; None: nobody does."""
+        self.doubtful: DoubtfulStore | None = None
+        """Keeps the images that the model is least sure of; None: nobody does."""
         self.is_lost = False
         """Every request is answered 503 from now on: this process should end, for another to take its place."""
         self.spec = artifact.spec
@@ -113,6 +116,7 @@ class Service:
         self._pool = _started_pool(pool_size)
         self._answers = AnswerCounter(self.spec, name=name)
         engine = predictor.engine
+        metrics.DEGRADED.labels(name, "tta")
         metrics.MODEL_INFO.labels(name, version, artifact.digest, engine.name, str(engine.device)).set(1)
 
     def handle(self, requests: Sequence[Request], *, ready: bool = True) -> list[Response]:
@@ -279,8 +283,10 @@ class Service:
             for query in item.queries:
                 megapixels = query.image_HWC[..., 0].size / 1e6
                 metrics.IMAGE_MEGAPIXELS.labels(self.model.name).observe(megapixels)
-            for prediction in item.predictions:
+            for query, prediction in zip(item.queries, item.predictions, strict=False):
                 self._answers.count(prediction)
+                if self.doubtful is not None:
+                    self.doubtful.offer(query, prediction)
             self._log(item, seconds=now - item.arrived, batch=len(items))
             if self.exporter is not None:
                 self.exporter.add(self._span(item, now=now, batch=len(items)))

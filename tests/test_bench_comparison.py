@@ -1,3 +1,9 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
 from bench.comparison import Bare, Comparison, Extra, Measurement
 from handlers.load import Load
 
@@ -52,3 +58,17 @@ def test_the_ratios_are_to_the_engine_and_to_the_best_peer_of_a_kind() -> None:
 def test_without_peers_there_is_nothing_to_compare_with() -> None:
     alone = Comparison(measured={"segserve, our engine": _rounds(20)}, bare=COMPARISON.bare, extra=COMPARISON.extra)
     assert not any("best peer" in line for line in alone.ratios())
+
+
+def test_who_did_not_answer_is_said() -> None:
+    lines = replace(COMPARISON, silent=["Ray Serve, torch fp32"]).table().splitlines()
+    assert lines[-1].startswith("| Ray Serve, torch fp32 | did not answer |")
+    assert lines[-1].count("|") == lines[0].count("|")
+
+
+def test_the_plot_has_a_bar_a_server(tmp_path: Path) -> None:
+    COMPARISON.plot(tmp_path / "plot.png")
+    with Image.open(tmp_path / "plot.png") as plot:
+        blue = (np.asarray(plot.convert("RGB")) == (0x1F, 0x5F, 0x9E)).all(axis=2)
+    rows = blue.any(axis=1)
+    assert np.count_nonzero(np.diff(rows.astype(int)) == 1) == 2  # segserve's two

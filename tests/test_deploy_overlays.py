@@ -19,7 +19,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from handlers.settings import ServeSettings
+from cli import _parser
+from handlers.settings import ServeSettings, read_gateway
 
 ROOT = Path(__file__).parents[1]
 KUBERNETES = ROOT / "deploy" / "kubernetes"
@@ -315,3 +316,20 @@ def test_the_page_s_overlays_render_with_a_registry_s_image() -> None:
 def test_the_page_names_every_overlay_and_component() -> None:
     named = set(re.findall(r"^\| (`[^|]+) \|", (ROOT / "deploy" / "README.md").read_text(), re.MULTILINE))
     assert {name.strip("`") for row in named for name in row.split(", ")} == {*OVERLAYS, *COMPONENTS}
+
+
+def test_the_gateway_reads_what_its_component_mounts(tmp_path: Path) -> None:
+    """Its arguments are the command's, its settings file is found where it is mounted, and the tokens beside it."""
+    manifests = with_component("gateway", tmp_path)
+    (container,) = pods(manifests)["containers"]
+    option, file = container["args"]
+    assert _parser().parse_args(["serve", option, file]).gateway == file
+    (mount,) = (mount for mount in container["volumeMounts"] if mount["name"] == "gateway")
+    (volume,) = (volume for volume in pods(manifests)["volumes"] if volume["name"] == "gateway")
+    (settings,) = (
+        manifest["data"] for manifest in manifests if manifest["metadata"]["name"].startswith("segserve-gateway")
+    )
+    assert file == f"{mount['mountPath']}/gateway.toml"
+    assert [list(source) for source in volume["projected"]["sources"]] == [["configMap"], ["secret"]]
+    (tmp_path / "gateway.toml").write_text(settings["gateway.toml"])
+    assert read_gateway(str(tmp_path / "gateway.toml")).tokens == tmp_path / "tokens"

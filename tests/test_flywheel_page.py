@@ -11,7 +11,14 @@ import pytest
 from PIL import Image
 
 from cli import main
-from segserve.artifact import Artifact, save_artifact
+from handlers.settings import read_doubtful
+from segserve.api import Request
+from segserve.artifact import Artifact, load_artifact, save_artifact
+from segserve.doubtful import DoubtfulSettings
+from segserve.doubtful_store import DoubtfulStore
+from segserve.engines.torch_engine import TorchEngine
+from segserve.predictor import build_predictor
+from segserve.service import Service
 from tests.conftest import CLASSES, random_image
 from training.flywheel.round import Round
 from training.flywheel.scores import ScoreName
@@ -64,7 +71,7 @@ def run(command: str) -> int:
 
 
 def test_a_round_from_end_to_end(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    label, review, to_cvat, to_label_studio, back, train, loop, bench = COMMANDS
+    label, review, to_cvat, to_label_studio, back, train, loop, _, bench = COMMANDS
     assert loop.startswith(".venv/bin/segserve loop") and bench.startswith(".venv/bin/python -m bench.flywheel")
     assert run(label) == 0
     assert "next: open runs/round-1/review.html" in capsys.readouterr().out
@@ -80,6 +87,25 @@ def test_a_round_from_end_to_end(folder: Path, capsys: pytest.CaptureFixture[str
     assert check_dataset(found.path, "segmentation") == []
     assert run(train) == 0
     assert "4 training images" in capsys.readouterr().err
+
+
+def test_what_a_service_was_not_sure_of_becomes_a_round(folder: Path) -> None:
+    """Under the names by which it was kept."""
+    (shown,) = re.findall(r"```toml\n(.*?)```", PAGE, flags=re.DOTALL)
+    Path("doubtful.toml").write_text(shown)
+    settings = read_doubtful(Path("doubtful.toml"))
+    assert settings == DoubtfulSettings(folder=Path("doubtful"))
+    artifact = load_artifact(folder / "artifacts/cells")
+    service = Service(
+        artifact, build_predictor(artifact.spec, TorchEngine(artifact.network)), name="cells", version="1"
+    )
+    service.doubtful = DoubtfulStore(settings, artifact.spec, service.model)
+    for path in sorted(Path("data/unlabelled").iterdir()):
+        service.handle([Request(headers={}, fields={"body": path.read_bytes()})])
+        service.doubtful.flush()
+    assert run(COMMANDS[-2]) == 0
+    kept = sorted(path.stem for path in Path("doubtful/cells/images").iterdir())
+    assert len(kept) == 3 and sorted(Round(folder / "runs/round-1").entries()) == kept
 
 
 def test_the_table_has_every_score() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from loadtest.profile import Profile, Step
 from loadtest.record import Record, Run, Sent
-from loadtest.service_time import Batch, ServiceTime, fit, read_batches, read_service_time
+from loadtest.service_time import Batch, ServiceTime, _usual_gaps, fit, read_batches, read_service_time
 from loadtest.simulation import Request
 
 TRUE = ServiceTime(seconds_per_megapixel=0.05, seconds_per_view=0.03, seconds_per_batch=0.01)
@@ -93,12 +94,37 @@ def test_noise_goes_into_the_ratios() -> None:
     assert found.seconds_per_megapixel == pytest.approx(0.05, rel=0.1)
     assert found.seconds_per_view == pytest.approx(0.03, rel=0.1)
     assert np.mean(found.ratios) == pytest.approx(1, abs=0.03)
-    assert (min(found.ratios), max(found.ratios)) == pytest.approx((0.8, 1.25), abs=0.05)
+    assert (min(found.ratios), max(found.ratios)) == pytest.approx((0.8, 1.2), abs=0.02)
     batch = [Request(due=0, megapixels=0.3, views=2)] * 3
     rng = random.Random(0)
     drawn = [found(batch, rng) for _ in range(2000)]
     assert np.mean(drawn) == pytest.approx(found.mean(megapixels=0.9, views=6), rel=0.02)
     assert max(drawn) / min(drawn) == pytest.approx(1.5, abs=0.15)
+
+
+def test_lone_batches_count_as_much_as_full_ones() -> None:
+    """Where full ones are slower by a third than any line allows, the fit is off by as much for both."""
+    slower = [replace(batch, seconds=batch.seconds * 1.3) if batch.images == 8 else batch for batch in batches(noise=0)]
+    found = fit(slower, max_batch_delay=0.005)
+    errors = {
+        images: np.median(
+            [
+                (batch.seconds + 0.002) / found.mean(megapixels=batch.megapixels, views=batch.views)
+                for batch in slower
+                if batch.images == images
+            ]
+        )
+        for images in (1, 8)
+    }
+    assert errors[8] / errors[1] < 1.2
+    assert errors[1] == pytest.approx(1, abs=0.1)
+
+
+def test_each_size_has_its_own_gap() -> None:
+    """Eight answers take longer on their way out than one; a size that never waited has the median of all."""
+    some = [replace(batch, gap=0.01 if batch.images == 8 else 0.003) for batch in batches(noise=0)]
+    gaps = _usual_gaps([*some, replace(some[0], images=4, gap=None)])
+    assert gaps == {1: 0.003, 8: 0.01, 4: pytest.approx(0.0065)}
 
 
 def test_too_little_is_one_sentence() -> None:

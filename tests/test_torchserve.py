@@ -8,9 +8,10 @@ import pytest
 from pydantic import ValidationError
 
 from handlers import torchserve
-from handlers.settings import ServeSettings
+from handlers.settings import GatewaySettings, ServeSettings
 from handlers.store import ServedModel
 from handlers.torchserve import Java, RunFolder, ServeError
+from segserve.doubtful import DoubtfulSettings
 
 MODELS = (ServedModel("seg.mar", "seg", "1.0"), ServedModel("labels.mar", "labels", "2.0"))
 
@@ -104,7 +105,7 @@ def test_workers_get_the_flag_and_the_metrics_folder_but_no_foreign_code(tmp_pat
         "LOG_LOCATION": "/x",
         "OMP_NUM_THREADS": "3",
     }
-    assert torchserve.environment(inherited, folder=RunFolder(tmp_path)) == {
+    assert torchserve.environment(inherited, ServeSettings(), folder=RunFolder(tmp_path)) == {
         "OMP_NUM_THREADS": "3",
         "MALLOC_ARENA_MAX": "1",
         "SEGSERVE_DRAIN_FLAG": str(tmp_path / "drain"),
@@ -116,14 +117,23 @@ def test_workers_get_the_flag_and_the_metrics_folder_but_no_foreign_code(tmp_pat
 
 
 def test_workers_are_told_of_a_brownout_only_where_there_is_to_be_one(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    assert torchserve.environment({}, folder=folder, brownout_ms=500)["SEGSERVE_BROWNOUT_MS"] == "500"
-    assert "SEGSERVE_BROWNOUT_MS" not in torchserve.environment({}, folder=folder)
+    folder, settings = RunFolder(tmp_path), ServeSettings(gateway=GatewaySettings(brownout_ms=500))
+    assert torchserve.environment({}, settings, folder=folder)["SEGSERVE_BROWNOUT_MS"] == "500"
+    for other in (ServeSettings(), ServeSettings(gateway=GatewaySettings())):
+        assert "SEGSERVE_BROWNOUT_MS" not in torchserve.environment({}, other, folder=folder)
+
+
+def test_workers_are_told_where_doubtful_images_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TorchServe's workers have another working folder."""
+    monkeypatch.chdir(tmp_path)
+    settings = ServeSettings(doubtful=DoubtfulSettings(folder=Path("doubtful"), days=3))
+    told = torchserve.environment({}, settings, folder=RunFolder(tmp_path))["SEGSERVE_DOUBTFUL"]
+    assert DoubtfulSettings.model_validate_json(told) == DoubtfulSettings(folder=tmp_path / "doubtful", days=3)
 
 
 def test_the_number_of_heaps_can_be_chosen(tmp_path: Path) -> None:
     inherited = {"MALLOC_ARENA_MAX": "4"}
-    assert torchserve.environment(inherited, folder=RunFolder(tmp_path))["MALLOC_ARENA_MAX"] == "4"
+    assert torchserve.environment(inherited, ServeSettings(), folder=RunFolder(tmp_path))["MALLOC_ARENA_MAX"] == "4"
 
 
 def test_without_java_home_the_installed_runtime_is_found() -> None:

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -28,6 +29,7 @@ from tests.system.toy_service import Service, is_gone, nginx_or_skip, serving, s
 pytestmark = pytest.mark.system
 
 BROWNOUT_SECONDS = 0.4
+OLD = "0.5000-0123456789abcdef.png"
 BROKEN_GIF = """
 import os
 from PIL import Image
@@ -76,6 +78,10 @@ def service(tmp_path_factory: pytest.TempPathFactory, artifact: Artifact) -> Ite
     folder = tmp_path_factory.mktemp("bad-day")
     write_archive(artifact, folder / "store", workshop=folder / "workshop")
     python = python_with_a_broken_decoder(folder / "python")
+    old = folder / "doubtful/cells/images" / OLD
+    old.parent.mkdir(parents=True)
+    old.touch()
+    os.utime(old, (0, 0))
     with (
         short_folder() as temporary,
         serving(
@@ -83,6 +89,7 @@ def service(tmp_path_factory: pytest.TempPathFactory, artifact: Artifact) -> Ite
             temporary=temporary,
             environment={"OMP_NUM_THREADS": "1"},
             gateway={"brownout_ms": int(BROWNOUT_SECONDS * 1000)},
+            doubtful={"folder": folder / "doubtful"},
             within=["sh", "-c", 'shift; exec "$0" "$@"', str(python)],
         ) as s,
     ):
@@ -169,3 +176,12 @@ def test_a_lost_gpu_ends_its_worker_after_an_answer(service: Service) -> None:
     until(lambda: any(map(is_gone, began)), 10)
     assert '"message": "the device is lost"' in service.text()
     until(lambda: ask(service, picture("PNG")).status_code == 200, 150, pause=0.2)
+
+
+def test_what_the_model_was_not_sure_of_is_kept_and_what_is_old_deleted(service: Service) -> None:
+    assert service.settings.doubtful is not None
+    images = service.settings.doubtful.folder / "cells/images"
+    assert not (images / OLD).exists()
+    sent_HWC = random_image(40, 60, seed=77)
+    assert ask(service, picture("PNG", seed=77)).status_code == 200
+    until(lambda: any(np.array_equal(Image.open(path), sent_HWC) for path in images.glob("*.png")), 10)

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from segserve.artifact import Artifact
 from segserve.engines.torch_engine import TorchEngine, best_device
 from segserve.networks import build_network, served_weights
+from segserve.offline import NOT_IMAGES
 from segserve.png import encode_index_png
 from segserve.prediction import Query, SegmentationPrediction
 from segserve.predictor import SegmentationPredictor
@@ -38,7 +39,6 @@ from training.run import Run
 PLAN: Plan = "multiscale-hflip"
 """The one with the most views that keeps what is up and what is down."""
 SELECTION, PIXELS = Selection(), PixelRule()
-NOT_IMAGES = (".json", ".jsonl", ".md", ".txt", ".csv")
 
 
 @dataclass(frozen=True, kw_only=True)

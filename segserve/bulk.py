@@ -1,0 +1,148 @@
+"""Predict the images of a folder or an object store, millions of them, on the workers of a Ray cluster.
+
+Ray Data (https://docs.ray.io/en/latest/data/data.html) deals out batches, starts workers again that died, and gives
+what they held to others. Each answer is written whole and under its image's name, and its JSON last: so there is one
+answer an image however often it is begun, and the same call goes on where another one was ended.
+"""
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import ray
+import ray.data
+from numpy.typing import NDArray
+from pyarrow import fs
+
+from segserve.artifact import read_spec
+from segserve.offline import NOT_IMAGES, answers, check_stems, load_predictor
+from segserve.spec import Plan
+from segserve.whole import write_whole
+
+Batch = dict[str, NDArray[np.str_]]
+_BATCHES_A_BLOCK = 4
+"""What is computed again where a worker dies; more would cost less of Ray's time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What every worker is told."""
+
+    artifact: Path
+    """Every machine reaches it there."""
+    images: str
+    """A folder, or what pyarrow takes for one: s3://BUCKET/PATH, gs://, hdfs://, with their subfolders."""
+    out: str
+    """Likewise; the answers lie in the same subfolders."""
+    tta: Plan = "none"
+
+
+def find_images(job: Job) -> tuple[list[str], list[str]]:
+    """The names, below the folder, of the images that have no answer yet, and of those that have.
+
+    Raises:
+        ValueError: there are no images, two would have the same answer, or answers would lie among the images.
+    """
+    images, out = _Place.at(job.images), _Place.at(job.out)
+    if type(out.system) is type(images.system) and f"{out.root}/".startswith(f"{images.root}/"):
+        raise ValueError(
+            f"expected a place outside of {job.images}, where answers would count as images, but got {job.out}: "
+            "choose another"
+        )
+    names = [name for name in images.files() if PurePosixPath(name).suffix.lower() not in NOT_IMAGES]
+    if not names:
+        raise ValueError(f"expected images in {job.images}, but there are none: correct it")
+    check_stems([_stem(name) for name in names])
+    answered = {_stem(name) for name in out.files() if name.endswith(".json")}
+    there = [name for name in names if _stem(name) in answered]
+    return [name for name in names if _stem(name) not in answered], there
+
+
+def predict_all(job: Job, names: Sequence[str], *, workers: int) -> Iterator[tuple[str, str | None]]:
+    """Predict images on a cluster: that of RAY_ADDRESS, else one that is started on this machine.
+
+    Args:
+        job: what is to be done.
+        names: of which images.
+        workers: how many processes, each with a core, or with a GPU where the cluster has any.
+
+    Yields:
+        Each image when it is done, with what was wrong with it or None.
+    """
+    if not names:
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports its use to its maker
+    batch_size = read_spec(job.artifact).serving.batch_size
+    with ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR):
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        blocks = max(workers, len(names) // (_BATCHES_A_BLOCK * batch_size))
+        rows = ray.data.from_items([{"name": name} for name in names], override_num_blocks=blocks).map_batches(
+            _Worker,
+            fn_constructor_args=(job,),
+            batch_size=batch_size,
+            compute=ray.data.ActorPoolStrategy(size=workers),
+            num_gpus=1 if ray.cluster_resources().get("GPU") else 0,
+        )
+        for row in rows.iter_rows():
+            yield row["name"], row["fault"] or None
+
+
+class _Worker:
+    """One process with the model."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.artifact, self.predictor = load_predictor(job.artifact)
+        self.images, self.out = _Place.at(job.images), _Place.at(job.out)
+
+    def __call__(self, batch: Batch) -> Batch:
+        names = [str(name) for name in batch["name"]]
+        faults = dict.fromkeys(names, "")
+        for name, answer in answers(
+            names, self.images.read, artifact=self.artifact, predictor=self.predictor, tta=self.job.tta
+        ):
+            if isinstance(answer, str):
+                faults[name] = answer
+                continue
+            for suffix, body in answer.items():
+                self.out.write(f"{_stem(name)}{suffix}", body)
+        return {"name": np.array(names), "fault": np.array(list(faults.values()))}
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A folder of a file system or an object store."""
+
+    system: fs.FileSystem
+    root: str
+
+    @classmethod
+    def at(cls, name: str) -> "_Place":
+        return cls(*fs.FileSystem.from_uri(name if "://" in name else str(Path(name).resolve())))
+
+    def files(self) -> list[str]:
+        """Their names below the root, in order; hidden ones are none."""
+        found = self.system.get_file_info(fs.FileSelector(self.root, recursive=True, allow_not_found=True))
+        names = [info.path.removeprefix(self.root).lstrip("/") for info in found if info.is_file]
+        return sorted(name for name in names if not any(part.startswith(".") for part in PurePosixPath(name).parts))
+
+    def read(self, name: str) -> bytes:
+        with self.system.open_input_stream(f"{self.root}/{name}") as stream:
+            return bytes(stream.read())
+
+    def write(self, name: str, content: bytes) -> None:
+        """Whole or not at all, which an object store sees to itself."""
+        if isinstance(self.system, fs.LocalFileSystem):
+            write_whole(Path(self.root) / name, content)
+            return
+        with self.system.open_output_stream(f"{self.root}/{name}") as stream:
+            stream.write(content)
+
+
+def _stem(name: str) -> str:
+    """Without the suffix, but with the folders."""
+    return str(PurePosixPath(name).with_suffix(""))
