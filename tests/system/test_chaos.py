@@ -137,6 +137,30 @@ def test_workers_killed_under_clients(service: Service) -> None:
     assert max(back) <= 15 + load_seconds(service)
 
 
+def test_java_killed_under_clients(tmp_path: Path, artifact: Artifact) -> None:
+    """The service ends, for whoever started it to start it again; what was sent before is answered, in time."""
+    package(artifact.path, name="cells", store=tmp_path / "store")
+    open_to_all = {"requests_per_second": 100_000, "burst": 100_000, "connections": 10_000}
+    with (
+        short_folder() as temporary,
+        serving(tmp_path / "store", temporary=temporary, gateway=open_to_all) as service,
+    ):
+        service.wait_ready()
+        with Clients(f"{service.url}/v1/segment", png(), number=16) as clients:
+            time.sleep(3)
+            os.kill(service.torchserve()[0], signal.SIGKILL)
+            killed = time.monotonic()
+            code, _ = service.end()
+            took = time.monotonic() - killed
+    before = Counter(answer.status for answer in clients.answers if answer.at < killed)
+    slowest = max(answer.seconds for answer in clients.answers if answer.at < killed)
+    print(f"\nsent before: {before}, the slowest took {slowest:.2f} s; the service ended after {took:.1f} s")
+    assert code == 1
+    assert set(before) <= ALLOWED and before[503] > 0
+    assert slowest < 10
+    assert len(clients.bodies) == 1
+
+
 def load_seconds(service: Service) -> float:
     """What the first start took: Java's, and the models' loading."""
     [seconds] = re.findall(r"ready in ([\d.]+) s: cells", service.text())
