@@ -126,8 +126,8 @@ def servers_of(given: argparse.Namespace, folder: Path) -> list[Server]:
 
 
 def measure(servers: Sequence[Server], artifact: Artifact, image: bytes, given: argparse.Namespace) -> Comparison:
-    """Every server, by its title, and the bare engine, once a round. A peer that does not answer is not asked again."""
-    measured, silent, bare = defaultdict[str, list[Measurement]](list), set[str](), list[Bare]()
+    """Every server, by its title, and the bare engine, once a round. A peer that fails is not asked again."""
+    measured, failed, bare = defaultdict[str, list[Measurement]](list), set[str](), list[Bare]()
     with tqdm(total=given.rounds * (1 + len(servers)), disable=None) as bar:
         for _ in range(given.rounds):
             bar.set_description("bare engine")
@@ -136,17 +136,17 @@ def measure(servers: Sequence[Server], artifact: Artifact, image: bytes, given: 
             for server in servers:
                 bar.set_description(server.title)
                 try:
-                    if server.title not in silent:
+                    if server.title not in failed:
                         measured[server.title].append(_measured(server, given, image))
                 except (RuntimeError, subprocess.CalledProcessError) as error:
                     if server.is_ours:
                         raise
                     tqdm.write(f"{server.title}: {error}", file=sys.stderr)
-                    silent.add(server.title)
+                    failed.add(server.title)
                 bar.update()
-    answered = {title: rounds for title, rounds in measured.items() if title not in silent}
+    answered = {title: rounds for title, rounds in measured.items() if title not in failed}
     extra = ask_more(servers[0], artifact, image, given)
-    return Comparison(measured=answered, silent=sorted(silent), bare=bare, extra=extra)
+    return Comparison(measured=answered, failed=sorted(failed), bare=bare, extra=extra)
 
 
 def _measured(server: Server, given: argparse.Namespace, image: bytes) -> Measurement:

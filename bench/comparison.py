@@ -53,8 +53,8 @@ class Comparison:
     """A round each, by the server's title; segserve is `OURS`."""
     bare: Sequence[Bare]
     extra: Extra
-    silent: Sequence[str] = ()
-    """Servers that did not answer on this machine."""
+    failed: Sequence[str] = ()
+    """Servers that gave no answer, or another than 200."""
 
     def table(self) -> str:
         """Markdown, medians of the rounds."""
@@ -62,7 +62,7 @@ class Comparison:
             "| server | images/s | of the bare engine | p50, ms | p99, ms | first answer after, s | memory, MB |",
             f"|---|{'---:|' * 6}",
             *(self._line(title) for title in self.measured),
-            *(f"| {title} | did not answer |{' |' * 5}" for title in self.silent),
+            *(f"| {title} | failed |{' |' * 5}" for title in self.failed),
         ]
         return "\n".join(lines)
 

@@ -65,10 +65,15 @@ class Result:
     bought: int
     num_labelled: int
 
-    def closure(self, score: float) -> float:
-        """Share of the gap between supervised and all labels; NaN where there is none."""
-        gap = self.everything - self.supervised
-        return (score - self.supervised) / gap if gap else math.nan
+
+def closure(results: Sequence[Result], scores: Sequence[float]) -> float:
+    """Share of the gap between supervised and all labels that scores close; NaN where there is none.
+
+    Of the sums over the draws: one draw with a small gap would rule the mean of the draws' shares.
+    """
+    supervised = sum(result.supervised for result in results)
+    gap = sum(result.everything for result in results) - supervised
+    return (sum(scores) - supervised) / gap if gap > 0 else math.nan
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -208,7 +213,7 @@ def _heading(given: argparse.Namespace, recipe: Recipe, results: Sequence[Result
 
 
 def scores_table(results: Sequence[Result]) -> str:
-    """A line an arm: its val score in every draw, and how much of the gap it closes in the mean."""
+    """A line an arm: its val score in every draw, and how much of the gap it closes."""
     arms: dict[str, list[float | None]] = {"supervised": [result.supervised for result in results]}
     for index in range(max(len(result.plain) for result in results)):
         arms[f"self-training without selection, round {index + 1}"] = [_at(result.plain, index) for result in results]
@@ -221,15 +226,9 @@ def scores_table(results: Sequence[Result]) -> str:
     head = ["arm", *(f"draw {number}" for number in range(len(results))), "mean", "gap closed"]
     lines = [_row(head), "|---" * len(head) + "|"]
     for name, scores in arms.items():
-        known = [(result, score) for result, score in zip(results, scores, strict=True) if score is not None]
-        mean, closed = (
-            (
-                statistics.fmean(values)
-                for values in zip(*((score, result.closure(score)) for result, score in known), strict=True)
-            )
-            if known
-            else (float("nan"), float("nan"))
-        )
+        known = [score for score in scores if score is not None]
+        mean = statistics.fmean(known) if known else math.nan
+        closed = closure([result for result, score in zip(results, scores, strict=True) if score is not None], known)
         cells = ["stopped" if score is None else f"{score:.4f}" for score in scores]
         lines.append(_row([name, *cells, f"{mean:.4f}", f"{closed:+.0%}"]))
     return "\n".join(lines)
@@ -278,7 +277,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _targets(results: Sequence[Result]) -> str:
-    closed = statistics.fmean(result.closure(result.chosen) for result in results)
+    closed = closure(results, [result.chosen for result in results])
     below = sum(result.chosen < result.supervised for result in results)
     bought = statistics.fmean(result.bought for result in results)
     looked_at = statistics.fmean(result.looked_at for result in results)

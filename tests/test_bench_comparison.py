@@ -60,9 +60,9 @@ def test_without_peers_there_is_nothing_to_compare_with() -> None:
     assert not any("best peer" in line for line in alone.ratios())
 
 
-def test_who_did_not_answer_is_said() -> None:
-    lines = replace(COMPARISON, silent=["Ray Serve, torch fp32"]).table().splitlines()
-    assert lines[-1].startswith("| Ray Serve, torch fp32 | did not answer |")
+def test_who_failed_is_said() -> None:
+    lines = replace(COMPARISON, failed=["Ray Serve, torch fp32"]).table().splitlines()
+    assert lines[-1].startswith("| Ray Serve, torch fp32 | failed |")
     assert lines[-1].count("|") == lines[0].count("|")
 
 
