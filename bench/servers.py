@@ -92,9 +92,14 @@ def peers(engine: model.EngineOfPeer) -> list[Server]:
         )
     )
     if engine == "torch":
-        stock = ("-m", "bench.peers.torchserve_app", "stock")
         found.append(
-            Server(name="TorchServe, image_segmenter", engine=engine, command=stock, path="/predictions/segmenter")
+            Server(
+                name="TorchServe, image_segmenter",
+                engine=engine,
+                command=("-m", "bench.peers.torchserve_app", "stock"),
+                path="/predictions/segmenter",
+                environment="torchserve",
+            )
         )
     return found
 

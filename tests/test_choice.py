@@ -34,7 +34,8 @@ def test_on_the_cpu_the_exported_engine_is_taken_and_says_what_torch_says(engine
     assert (engine.name, str(engine.device)) == ("openvino", "cpu")
     images_BCHW = torch.randn(2, 3, 50, 40)
     expected_BKHW = TorchEngine(engine_artifact.network, precision="float32")(images_BCHW)
-    torch.testing.assert_close(engine(images_BCHW), expected_BKHW, atol=0.05, rtol=0.05)
+    tolerance = 0.05 if engine.precision == "float32" else 0.25  # bfloat16, as on AMD, keeps eight bits
+    torch.testing.assert_close(engine(images_BCHW), expected_BKHW, atol=tolerance, rtol=0.05)
 
 
 def test_what_the_caller_asks_for_comes_before_the_spec_and_the_spec_before_the_best(engine_artifact: Artifact) -> None:
