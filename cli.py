@@ -380,6 +380,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_training(commands)
     _add_flywheel(commands)
     _add_serving(commands)
+    _add_deployment(commands)
     return parser
 
 
@@ -519,6 +520,8 @@ def _add_serving(commands: Commands) -> None:
         help="keep the images that a model was least sure of, for `pseudolabel`; docs/flywheel.md",
     )
 
+
+def _add_deployment(commands: Commands) -> None:
     deploy = _add(commands, "deploy", _deploy, "let a new version answer, if it is near the one that does")
     deploy.add_argument("archive", type=Path, metavar="NEW.mar")
     deploy.add_argument("--store", type=Path, default=Path("model_store"), help="of the running service")
