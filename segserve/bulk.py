@@ -82,7 +82,7 @@ def predict_all(job: Job, names: Sequence[str], *, workers: int) -> Iterator[tup
         blocks = max(workers, len(names) // (_BATCHES_A_BLOCK * batch_size))
         rows = ray.data.from_items([{"name": name} for name in names], override_num_blocks=blocks).map_batches(
             _Worker,
-            fn_constructor_args=(job,),
+            fn_constructor_args=(job, _Place.at(job.images), _Place.at(job.out)),
             batch_size=batch_size,
             compute=ray.data.ActorPoolStrategy(size=workers),
             num_gpus=1 if ray.cluster_resources().get("GPU") else 0,
@@ -92,12 +92,11 @@ def predict_all(job: Job, names: Sequence[str], *, workers: int) -> Iterator[tup
 
 
 class _Worker:
-    """One process with the model."""
+    """One process with the model. It is told the places, as a relative path is another one in its own folder."""
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
+    def __init__(self, job: Job, images: "_Place", out: "_Place") -> None:
+        self.job, self.images, self.out = job, images, out
         self.artifact, self.predictor = load_predictor(job.artifact)
-        self.images, self.out = _Place.at(job.images), _Place.at(job.out)
 
     def __call__(self, batch: Batch) -> Batch:
         names = [str(name) for name in batch["name"]]
