@@ -75,7 +75,7 @@ class DoubtfulStore:
             if prediction.mean_entropy > self._bar():
                 self._write(query, prediction)
                 self._make_room()
-        except OSError:
+        except Exception:  # nobody looks at what a thread raises
             logger.warning("a doubtful image could not be kept", exc_info=True)
         finally:
             self._is_writing.release()
@@ -128,7 +128,7 @@ class DoubtfulStore:
         """The files by their names, and their bytes; of each name the image comes first."""
         kept: dict[str, dict[Path, int]] = defaultdict(dict)
         for part in reversed(PARTS):
-            for path in (self.folder / part).glob("[!.]*"):
+            for path in (self.folder / part).glob("[01].????-*"):
                 with contextlib.suppress(FileNotFoundError):  # another worker deleted it
                     kept[path.stem][path] = path.stat().st_size
         return kept
