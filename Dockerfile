@@ -11,9 +11,13 @@ ARG BASE=python:3.11-slim-bookworm
 # training and development: pyproject.toml says which packages serve, the lock which version and which hash. A package
 # without a hash in the lock, or without a wheel, ends the build.
 FROM ${BASE} AS packages
-ENV UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never
+# uv trusts the certificates of the base image: a company's own base has those of its proxy.
+ENV UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_SYSTEM_CERTS=1
 # `openvino` for images that run exported engines on the CPU; docs/engines.md.
 ARG EXTRA=
+# The package index's PyTorch brings CUDA. The address of an index of CPU builds takes torch and torchvision from there,
+# in the lock's versions but without its hashes: a tenth of the size.
+ARG TORCH_INDEX=
 WORKDIR /build
 COPY pyproject.toml requirements.lock ./
 RUN --mount=type=cache,target=/root/.cache \
@@ -21,8 +25,12 @@ RUN --mount=type=cache,target=/root/.cache \
     && python -m venv /opt/uv \
     && /opt/uv/bin/pip install --quiet --require-hashes --only-binary :all: --requirement uv.lock \
     && python -m venv --without-pip /opt/venv \
-    && /opt/uv/bin/uv pip install --python /opt/venv --require-hashes --no-build --compile-bytecode \
-        --requirement pyproject.toml ${EXTRA:+--extra "$EXTRA"} --constraint requirements.lock \
+    && if [ -n "$TORCH_INDEX" ]; then \
+        grep --only-matching --extended-regexp '^torch(vision)?==[^ ]+' requirements.lock > torch.txt \
+        && /opt/uv/bin/uv pip install --python /opt/venv --no-deps --no-build --compile-bytecode \
+            --default-index "$TORCH_INDEX" --requirement torch.txt ; fi \
+    && /opt/uv/bin/uv pip install --python /opt/venv $([ -n "$TORCH_INDEX" ] || echo --require-hashes) \
+        --no-build --compile-bytecode --requirement pyproject.toml ${EXTRA:+--extra "$EXTRA"} --constraint requirements.lock \
     && echo /opt/segserve > /opt/venv/lib/python3.11/site-packages/segserve.pth
 
 

@@ -106,7 +106,7 @@ def _mean(scores_VK: Tensor) -> Tensor:
 def _vote(probs_VK: Tensor) -> Tensor:
     tie_weight = 1e-3  # far less than one vote, so that it decides ties only
     num_views, num_classes = probs_VK.shape[:2]
-    winners_V = probs_VK.argmax(dim=1)
+    winners_V = torch.stack([_winner(probs_K)[1] for probs_K in probs_VK])
     votes_K = torch.stack([(winners_V == index).sum(dim=0) for index in range(num_classes)]).to(probs_VK.dtype)
     return (votes_K + tie_weight * probs_VK.mean(dim=0)) / (num_views + tie_weight)
 
@@ -120,15 +120,22 @@ def entropy(probs_K: Tensor, *, dim: int = 0) -> Tensor:
 
 def largest(probs_KHW: Tensor) -> tuple[Tensor, Tensor]:
     """The largest probability of each pixel and its class, the first of equal ones: (H, W) and (H, W) uint8."""
-    num_classes = len(probs_KHW)
-    if probs_KHW.is_cuda or num_classes > MOST_COMPARED:
-        confidence_HW, mask_HW = probs_KHW.max(dim=0)
-        return confidence_HW, mask_HW.to(torch.uint8)
-    confidence_HW = probs_KHW.amax(dim=0)
-    # On a CPU torch's max with indices takes three times as long as the largest of the ranks, of bytes, that tie.
-    ranks_K11 = torch.arange(num_classes, 0, -1, dtype=torch.uint8)[:, None, None]
-    best_rank_HW = ((probs_KHW == confidence_HW) * ranks_K11).amax(dim=0)
-    return confidence_HW, (num_classes - best_rank_HW).clamp_(max=num_classes - 1)  # nothing equals NaN
+    confidence_HW, mask_HW = _winner(probs_KHW)
+    return confidence_HW, mask_HW.to(torch.uint8)
+
+
+def _winner(scores_K: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest score over the first dimension, and its index, the first of equal ones, uint8 or int64."""
+    num_classes = len(scores_K)
+    if scores_K.is_cuda or num_classes > MOST_COMPARED:
+        values, indices = scores_K.max(dim=0)
+        return values, indices
+    best = scores_K.amax(dim=0)
+    # On a CPU torch's max with indices takes three times as long as the largest of the ranks, of bytes, that tie, and
+    # its argmax over a dimension in the middle fifteen times.
+    ranks_K = torch.arange(num_classes, 0, -1, dtype=torch.uint8).view(-1, *[1] * best.dim())
+    best_rank = ((scores_K == best) * ranks_K).amax(dim=0)
+    return best, (num_classes - best_rank).clamp_(max=num_classes - 1)  # nothing equals NaN
 
 
 def mutual_information(scores_VK: Tensor, aggregate: Aggregate) -> Tensor:
@@ -153,4 +160,5 @@ def disagreement(scores_VK: Tensor, probs_K: Tensor) -> Tensor:
     """Share of the views whose class is not the aggregate's: (V, K, ...) and (K, ...) to (...), 0 to 1."""
     if scores_VK.shape[0] == 1:
         return torch.zeros_like(probs_K[0])
-    return (scores_VK.argmax(dim=1) != probs_K.argmax(dim=0)).float().mean(dim=0)
+    _, chosen = _winner(probs_K)
+    return torch.stack([_winner(scores_K)[1] != chosen for scores_K in scores_VK]).float().mean(dim=0)

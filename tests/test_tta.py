@@ -186,6 +186,16 @@ def test_disagreement_counts_the_views() -> None:
     assert disagreement(scores_VKN, probs_KN).tolist() == [0, 0, 0.5, 1]
 
 
+@pytest.mark.parametrize("shape", [(), (7,), (5, 6)])
+@pytest.mark.parametrize("num_classes", [2, MOST_COMPARED, MOST_COMPARED + 1, 300])
+def test_disagreement_equals_numpy_s(num_classes: int, shape: tuple[int, ...]) -> None:
+    levels = 20  # so few that many are equal
+    scores_VK = torch.randint(0, levels, (8, num_classes, *shape), generator=torch.Generator().manual_seed(0)) / levels
+    probs_K = combine(scores_VK, "mean")
+    expected = (scores_VK.numpy().argmax(axis=1) != probs_K.numpy().argmax(axis=0)).mean(axis=0)
+    np.testing.assert_array_equal(disagreement(scores_VK, probs_K), expected)
+
+
 @pytest.mark.parametrize("aggregate", AGGREGATES)
 def test_one_view_has_nothing_to_differ_from(aggregate: Aggregate) -> None:
     scores_VKHW = scores(torch.randn(4, 6, 7), aggregate)[None]
