@@ -31,6 +31,7 @@ from bench.limit import alternating, matrix_operations, matrix_product, network_
 from bench.load import open_loop
 from bench.section import add_section
 from bench.servers import Server, ours, peers, running
+from bench.tail import tail
 from bench.tta import processor
 from handlers.load import closed_loop
 from segserve.api import Request
@@ -166,6 +167,7 @@ def bare_of(artifact: Artifact, image: bytes, *, seconds: float) -> Bare:
     found = alternating(
         {
             "engine": partial(engine, images_BCHW),
+            "alone": partial(engine, images_BCHW[:1]),
             "service": partial(service.handle, requests),
             "limit": matrix_product(precision),
         },
@@ -175,6 +177,7 @@ def bare_of(artifact: Artifact, image: bytes, *, seconds: float) -> Bare:
     return Bare(
         engine_images_per_second=size / found["engine"],
         service_images_per_second=size / found["service"],
+        tail=tail(alone=found["alone"], together=found["engine"], batch_size=size, load=LOADED),
         share_of_limit=(operations / found["engine"]) / (matrix_operations() / found["limit"]),
     )
 

@@ -31,6 +31,8 @@ class Bare:
     engine_images_per_second: float
     service_images_per_second: float
     """From files of images to files of masks, one batch after another."""
+    tail: float
+    """p99 / p50 at `LOADED` of saturation of a server that costs nothing but the engine's time."""
     share_of_limit: float
     """Of the operations that a large matrix product of the engine's precision does in the same time."""
 
@@ -82,6 +84,7 @@ class Comparison:
         """A line each."""
         in_process = median(one.service_images_per_second for one in self.bare)
         extra, limit = self.extra, median(one.share_of_limit for one in self.bare)
+        tail = median(one.tail for one in self.bare)
         return [
             f"- bare engine: {self.engine_rate:.1f} images/s, {limit:.2f} of the limit (a large matrix product of its "
             "precision in the same run)",
@@ -89,7 +92,8 @@ class Comparison:
             f"- over HTTP / bare engine: {self.rate(OURS) / self.engine_rate:.2f}",
             *(f"- segserve / best peer ({title}): {self.rate(OURS) / self.rate(title):.2f}" for title in self._best()),
             f"- p99 / p50 at {LOADED:.0%} of saturation, arrivals at random: {extra.p99_ms / extra.p50_ms:.2f} "
-            f"({extra.p99_ms:.0f} ms, {extra.p50_ms:.0f} ms)",
+            f"({extra.p99_ms:.0f} ms, {extra.p50_ms:.0f} ms); {tail:.2f} where a server costs nothing but its engine's "
+            "time",
             f"- `tta=d4` / none, cost: {extra.tta_cost:.2f}",
         ]
 

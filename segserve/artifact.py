@@ -11,7 +11,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +25,15 @@ from torch import nn
 
 from segserve.digest import sha256_of
 from segserve.engines.torch_engine import TorchEngine
-from segserve.networks import Network, build_network
 from segserve.png import encode_index_png, encode_png
 from segserve.prediction import Query
 from segserve.predictor import ClassificationPredictor, Predictor, SegmentationPredictor, build_predictor
 from segserve.settings import explain
 from segserve.spec import ModelSpec
 from segserve.whole import write_whole
+
+if TYPE_CHECKING:
+    from segserve.networks import Network
 
 SPEC, WEIGHTS, ENGINE_FOLDER = "spec.json", "weights.safetensors", "engine"
 EXAMPLE_INPUT = "example/input.png"
@@ -46,8 +50,24 @@ class Artifact:
 
     path: Path
     spec: ModelSpec
-    network: Network
     digest: str
+
+    @cached_property
+    def network(self) -> "Network":
+        """With its weights, built when it is first asked for; a ValueError says that they do not fit."""
+        # Torchvision takes seconds to import, and much memory, which a service with an exported engine does without.
+        from segserve.networks import build_network
+
+        network = build_network(self.spec.network, task=self.spec.task, num_classes=self.spec.num_classes)
+        weights = self.path / WEIGHTS
+        _check_digest(weights, self.spec.weights_sha256)
+        try:
+            network.load_state_dict(load_file(weights))
+        except (SafetensorError, RuntimeError) as error:
+            raise ValueError(
+                f"expected {weights} to fit {self.spec.network.encoder}, but it does not: {error}"
+            ) from error
+        return network
 
 
 class ExampleMismatch(RuntimeError):
@@ -86,17 +106,20 @@ def write_spec(folder: Path, spec: ModelSpec) -> None:
 
 
 def load_artifact(path: Path) -> Artifact:
-    """Read an artifact and build its network.
+    """Read an artifact, and build its network unless it has an exported engine.
 
     Raises:
-        ValueError: the folder is no artifact, its spec is wrong, or its weights are not those the spec names.
+        ValueError: the folder is no artifact, its spec is wrong, or its files are not those the spec names.
     """
     spec = read_spec(path)
-    network = build_network(spec.network, task=spec.task, num_classes=spec.num_classes)
-    _load_weights(path, spec, network)
-    for name, digest in spec.engine.files.items() if spec.engine else ():
+    artifact = Artifact(path=path, spec=spec, digest=sha256_of(path / SPEC))
+    if spec.engine is None:
+        artifact.network.eval()  # what is wrong in the weights is said here
+        return artifact
+    _check_digest(path / WEIGHTS, spec.weights_sha256)
+    for name, digest in spec.engine.files.items():
         _check_digest(path / ENGINE_FOLDER / name, digest)
-    return Artifact(path=path, spec=spec, network=network, digest=sha256_of(path / SPEC))
+    return artifact
 
 
 def read_spec(path: Path) -> ModelSpec:
@@ -107,15 +130,6 @@ def read_spec(path: Path) -> ModelSpec:
         return ModelSpec.model_validate_json((path / SPEC).read_bytes())
     except ValidationError as error:
         raise ValueError(f"{path / SPEC}: {explain(error)}") from None
-
-
-def _load_weights(path: Path, spec: ModelSpec, network: Network) -> None:
-    weights = path / WEIGHTS
-    _check_digest(weights, spec.weights_sha256)
-    try:
-        network.load_state_dict(load_file(weights))
-    except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"expected {weights} to fit {spec.network.encoder}, but it does not: {error}") from error
 
 
 def _check_digest(file: Path, expected: str) -> None:

@@ -30,7 +30,7 @@ COMPARISON = Comparison(
         "Triton, torch fp32": _rounds(4),
     },
     bare=[
-        Bare(engine_images_per_second=rate, service_images_per_second=20, share_of_limit=share)
+        Bare(engine_images_per_second=rate, service_images_per_second=20, tail=rate / 10, share_of_limit=share)
         for rate, share in ((24, 0.5), (25, 0.7), (30, 0.6))
     ],
     extra=Extra(p50_ms=100, p99_ms=150, tta_cost=7.25),
@@ -51,7 +51,7 @@ def test_the_ratios_are_to_the_engine_and_to_the_best_peer_of_a_kind() -> None:
     assert lines[2] == "- over HTTP / bare engine: 0.80"
     assert lines[3] == "- segserve / best peer (Triton, torch fp32): 5.00"
     assert lines[4] == "- segserve / best peer (LitServe, our engine): 1.25"
-    assert lines[5].endswith("1.50 (150 ms, 100 ms)")
+    assert lines[5].endswith("1.50 (150 ms, 100 ms); 2.50 where a server costs nothing but its engine's time")
     assert lines[6] == "- `tta=d4` / none, cost: 7.25"
 
 

@@ -3,6 +3,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 
 from handlers.comparison import Figures, Limits, Replayer, confusion, figures
 from segserve.api import Request
-from segserve.artifact import Artifact
+from segserve.artifact import Artifact, save_artifact
 from segserve.engines.torch_engine import TorchEngine
 from segserve.networks import build_network
 from segserve.predictor import build_predictor
@@ -130,12 +131,14 @@ def png(seed: int) -> bytes:
 
 
 @pytest.mark.parametrize("which", ["artifact", "labels_artifact"])
-def test_a_version_agrees_with_itself_and_less_with_another(request: pytest.FixtureRequest, which: str) -> None:
+def test_a_version_agrees_with_itself_and_less_with_another(
+    request: pytest.FixtureRequest, which: str, tmp_path: Path
+) -> None:
     artifact: Artifact = request.getfixturevalue(which)
     spec = artifact.spec
     torch.manual_seed(9)
     network = build_network(spec.network, task=spec.task, num_classes=spec.num_classes).eval()
-    other = Artifact(path=artifact.path, spec=spec, network=network, digest="other")
+    other = save_artifact(tmp_path / "other", spec, network, example_HWC=random_image(40, 50, 0))
     services = {"1.0": service_of(artifact, "1.0"), "1.1": service_of(artifact, "1.1"), "2.0": service_of(other, "2.0")}
     images = [(png(seed), Views(tta="hflip")) for seed in range(3)]
     with answering(services) as port:

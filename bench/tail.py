@@ -1,0 +1,32 @@
+"""How long a tail of latencies must be, though a server cost nothing but its engine's time."""
+
+import random
+from collections.abc import Sequence
+
+import numpy as np
+
+from loadtest.simulation import Cluster, Request, Simulation, open_loop, poisson
+
+SECONDS = 2000.0
+"""Simulated."""
+
+
+def tail(*, alone: float, together: float, batch_size: int, load: float) -> float:
+    """p99 / p50 of one worker that is never slowed down, with requests that come at random.
+
+    Args:
+        alone: seconds of a batch of one image.
+        together: of one of `batch_size`; those between lie on a straight line.
+        batch_size: at least 2.
+        load: of the images a second that full batches give.
+    """
+    step = (together - alone) / (batch_size - 1)
+
+    def service(batch: Sequence[Request], _: random.Random) -> float:
+        return alone + step * (len(batch) - 1)
+
+    requests = [Request(due=due) for due in poisson(load * batch_size / together, seconds=SECONDS, seed=0)]
+    cluster = Cluster(batch_size=batch_size, max_batch_delay=alone / 1000)  # without any it would take two at most
+    simulation = Simulation(cluster=cluster, service=service)
+    seconds = open_loop(simulation, requests).seconds()
+    return float(np.percentile(seconds, 99) / np.percentile(seconds, 50))
