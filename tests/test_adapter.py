@@ -1,5 +1,6 @@
 import faulthandler
 import os
+import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
@@ -63,6 +64,21 @@ def test_a_worker_takes_the_exported_engine_unless_the_environment_forces_anothe
     words = "expected SEGSERVE_ENGINE to be one of auto, torch, openvino, openvino-int8, but got 'tensorrt'"
     with pytest.raises(ValueError, match=words):
         engine_of(context)
+
+
+def test_a_worker_with_an_exported_engine_does_without_torchvision(context: Context) -> None:
+    program = f"""
+import sys
+from types import SimpleNamespace
+from handlers.segmentation_handler import SegmentationHandler
+properties, model = {context.system_properties!r}, {context.manifest!r}
+context = SimpleNamespace(system_properties=properties, manifest=model, model_name="streets")
+handler = SegmentationHandler()
+handler.initialize(context)
+sys.exit(f"{{handler.service.predictor.engine.name}} {{'torchvision' in sys.modules}}")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.stderr.splitlines()[-1] == "openvino False"
 
 
 @pytest.mark.parametrize(

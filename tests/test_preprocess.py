@@ -3,6 +3,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn import functional
+from torchvision.transforms.v2 import functional as transforms
 
 from segserve import preprocess
 from segserve.preprocess import (
@@ -94,6 +95,15 @@ def test_resize_equals_pillows_antialiased_bilinear(size: Size) -> None:
     difference = found_CHW.permute(1, 2, 0).numpy().astype(int) - np.asarray(expected)
     assert np.abs(difference).max() <= 1
     assert found_CHW.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("contiguous", [False, True])
+@pytest.mark.parametrize("size", [(64, 48), (31, 90), (200, 150), (1, 9), (100, 75)])
+def test_resize_equals_torchvision_s(size: Size, contiguous: bool) -> None:
+    image_CHW = to_tensor(random_image(100, 75, 0))
+    image_CHW = image_CHW.contiguous() if contiguous else image_CHW
+    expected_CHW = transforms.resize(image_CHW, list(size), antialias=True)
+    assert torch.equal(resize_image(image_CHW, size), expected_CHW)
 
 
 @pytest.mark.parametrize(
