@@ -28,9 +28,10 @@ RUN --mount=type=cache,target=/root/.cache \
     && if [ -n "$TORCH_INDEX" ]; then \
         grep --only-matching --extended-regexp '^torch(vision)?==[^ ]+' requirements.lock > torch.txt \
         && /opt/uv/bin/uv pip install --python /opt/venv --no-deps --no-build --compile-bytecode \
-            --default-index "$TORCH_INDEX" --requirement torch.txt ; fi \
-    && /opt/uv/bin/uv pip install --python /opt/venv $([ -n "$TORCH_INDEX" ] || echo --require-hashes) \
-        --no-build --compile-bytecode --requirement pyproject.toml ${EXTRA:+--extra "$EXTRA"} --constraint requirements.lock \
+            --default-index "$TORCH_INDEX" --requirement torch.txt ; \
+    else export UV_REQUIRE_HASHES=true ; fi \
+    && /opt/uv/bin/uv pip install --python /opt/venv --no-build --compile-bytecode \
+        --requirement pyproject.toml ${EXTRA:+--extra "$EXTRA"} --constraint requirements.lock \
     && echo /opt/segserve > /opt/venv/lib/python3.11/site-packages/segserve.pth
 
 

@@ -4,30 +4,35 @@
                               [--manifest FILE.yaml] [--token NAME.SECRET] --out FILE.md
 
 The container has a read-only root, no capabilities, no new privileges, a seccomp filter and limits of memory and
-processes; `--manifest` leaves all that to a rendered pod or Deployment, which `podman play kube` starts. `--tool` may
-have options of its own, such as podman's `--runtime runc`; `--option` gives `run` more of them. The archives are in the
-image, or in `--store`. Exit code 1: a promise was not kept, and the section says which.
+processes; `--manifest` leaves all that to rendered manifests, whose Deployment `podman play kube` starts on the host's
+network. `--tool` may have options of its own, such as podman's `--runtime runc`; `--option` gives `run` more of them.
+The archives are in the image, or in `--store`. Exit code 1: a promise was not kept, and the section says which.
 """
 
 import argparse
+import base64
 import io
 import json
 import shlex
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any, cast
 from urllib.error import URLError
 from urllib.request import urlopen
 
 import httpx
 import numpy as np
+import yaml
 from PIL import Image
 
 from bench.section import add_section
@@ -102,6 +107,9 @@ class Engine:
         [found] = json.loads(self(what, "inspect", name))
         return dict(found)
 
+    def state(self, container: str) -> Mapping[str, object]:
+        return cast(Mapping[str, object], self.inspect("container", container)["State"])
+
 
 class Client(threading.Thread):
     """Sends one request after another until one is refused or not answered."""
@@ -145,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tool", default="docker", metavar="COMMAND")
     parser.add_argument("--network", choices=("ports", "host"), default="ports")
     parser.add_argument("--option", action="append", default=[], metavar="OPTION", help="of `run`")
-    parser.add_argument("--manifest", type=Path, metavar="FILE.yaml", help="for `play kube`, instead of `run`")
+    parser.add_argument("--manifest", type=Path, metavar="FILE.yaml", help="rendered; `play kube` instead of `run`")
     parser.add_argument("--token", metavar="NAME.SECRET", help="for a gateway")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.md", help="a section is added to it")
     return parser
@@ -159,34 +167,64 @@ def run(engine: Engine, given: argparse.Namespace) -> Found:
         TimeoutError: it was not ready in `READY_SECONDS`.
     """
     begin = time.monotonic()
-    container = _started(engine, given)
-    try:
+    with _started(engine, given) if given.manifest is None else _played(engine, given) as container:
         _wait_until_ready(engine, container)
         ready = time.monotonic() - begin
         return _asked(engine, container, given, ready_seconds=ready)
-    finally:
-        if given.manifest is not None:
-            engine("play", "kube", "--down", str(given.manifest))
-        else:
-            engine("rm", "--force", container)
 
 
-def _started(engine: Engine, given: argparse.Namespace) -> str:
-    """The container's name."""
-    if given.manifest is not None:
-        engine("play", "kube", "--network", "host", *given.option, str(given.manifest))
-        [container] = [
-            line.split()[1]
-            for line in engine("ps", "--format", "{{.Image}} {{.Names}}").splitlines()
-            if line.split()[0].endswith(given.image)
-        ]
-        return container
+@contextmanager
+def _played(engine: Engine, given: argparse.Namespace) -> Iterator[str]:
+    """The name of the container of the manifests' Deployment."""
+    with tempfile.TemporaryDirectory(prefix="segserve-bench-") as folder:
+        file = Path(folder) / "pod.yaml"
+        file.write_text(yaml.safe_dump(playable(given.manifest.read_text(), folder=Path(folder))))
+        try:
+            engine("play", "kube", "--network", "host", *given.option, str(file))
+            running = [line.split() for line in engine("ps", "--format", "{{.Image}} {{.Names}}").splitlines()]
+            [container] = [name for image, name in running if image.endswith(given.image)]
+            yield container
+        finally:
+            engine("play", "kube", "--down", str(file))
+
+
+def playable(manifests: str, *, folder: Path) -> dict[str, Any]:
+    """The Deployment among rendered manifests, as podman 4 can play it.
+
+    On the host's network it takes no ports, and of projected volumes it knows nothing: their ConfigMaps' and Secrets'
+    files are written below `folder` and mounted from there.
+    """
+    documents = list(yaml.safe_load_all(manifests))
+    [deployment] = [document for document in documents if document["kind"] == "Deployment"]
+    named = {(document["kind"], document["metadata"]["name"]): document for document in documents}
+    pod = deployment["spec"]["template"]["spec"]
+    for container in pod["containers"]:
+        container.pop("ports", None)
+    for volume in pod["volumes"]:
+        for source in volume.pop("projected", {}).get("sources", []):
+            place = folder / volume["name"]
+            place.mkdir(exist_ok=True)
+            [(kind, reference)] = source.items()
+            found = named[kind[0].upper() + kind[1:], reference["name"]]
+            for key, text in found["data"].items():
+                (place / key).write_bytes(base64.b64decode(text) if kind == "secret" else text.encode())
+            volume["hostPath"] = {"path": str(place), "type": "Directory"}
+    folder.chmod(0o755)  # the container's user is another one
+    return dict(deployment)
+
+
+@contextmanager
+def _started(engine: Engine, given: argparse.Namespace) -> Iterator[str]:
+    """The name of a container by `run`."""
     network = ["--network", "host"] if given.network == "host" else []
     published = [word for port in PORTS for word in ("--publish", f"127.0.0.1:{port}:{port}")]
     store = [] if given.store is None else ["--volume", f"{given.store.resolve()}:/models:ro"]
     options = [*HARDENED, *LIMITS, *(network or published), *store, *given.option]
     engine("run", "--detach", "--name", NAME, *options, given.image)
-    return NAME
+    try:
+        yield NAME
+    finally:
+        engine("rm", "--force", NAME)
 
 
 def _wait_until_ready(engine: Engine, container: str) -> None:
@@ -197,9 +235,9 @@ def _wait_until_ready(engine: Engine, container: str) -> None:
                 return
         except (URLError, ConnectionError, TimeoutError):
             time.sleep(0.1)
-        if "running" not in engine("ps", "--filter", f"name={container}", "--format", "{{.State}}"):
+        if not engine.state(container)["Running"]:
             break
-    raise TimeoutError(f"the container was not ready in {READY_SECONDS:.0f} s:\n{engine('logs', container)[-2000:]}")
+    raise TimeoutError(f"expected the container to be ready, but it is not:\n{engine('logs', container)[-2000:]}")
 
 
 def _asked(engine: Engine, container: str, given: argparse.Namespace, *, ready_seconds: float) -> Found:
@@ -228,8 +266,6 @@ def _asked(engine: Engine, container: str, given: argparse.Namespace, *, ready_s
     for client in clients:
         client.join(timeout=60)
     outcomes = [outcome for client in clients for outcome in client.outcomes]
-    state = engine.inspect("container", container)["State"]
-    assert isinstance(state, dict)
     return Found(
         ready_seconds=ready_seconds,
         first_seconds=first,
@@ -240,7 +276,7 @@ def _asked(engine: Engine, container: str, given: argparse.Namespace, *, ready_s
         after=Counter(status for sent, status, _ in outcomes if sent >= signalled),
         median_seconds=statistics.median([seconds for _, status, seconds in outcomes if status == HTTPStatus.OK]),
         stop_seconds=stop,
-        exit_code=int(state["ExitCode"]),
+        exit_code=cast(int, engine.state(container)["ExitCode"]),
     )
 
 
@@ -255,16 +291,15 @@ def _image() -> bytes:
 
 def _healthy(engine: Engine, container: str) -> bool:
     """Whether the image's own health check passes inside; asked by hand, as not every tool has a timer for it."""
-    config = engine.inspect("image", str(engine.inspect("container", container)["Image"]))["Config"]
-    assert isinstance(config, dict)
-    kind, *command = config["Healthcheck"]["Test"]
+    image = engine.inspect("image", str(engine.inspect("container", container)["Image"]))
+    place = image if "Healthcheck" in image else image["Config"]  # podman's place, Docker's place
+    kind, *command = cast(Mapping[str, Mapping[str, list[str]]], place)["Healthcheck"]["Test"]
     assert kind == "CMD"
     return engine.succeeds("exec", container, *command)
 
 
 def _section(engine: Engine, given: argparse.Namespace, found: Found) -> str:
-    size = engine.inspect("image", given.image)["Size"]
-    assert isinstance(size, int)
+    size = cast(int, engine.inspect("image", given.image)["Size"])
     how = f"`{given.manifest.name}`, `play kube`" if given.manifest is not None else " ".join((*HARDENED, *LIMITS))
     rows = {
         "image, unpacked": f"{size / 1e9:.2f} GB",

@@ -61,6 +61,12 @@ def test_hadolint_finds_nothing() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_a_cpu_build_takes_torch_and_torchvision_in_the_lock_s_versions() -> None:
+    [pattern] = re.findall(r"--extended-regexp '([^']+)' requirements\.lock", DOCKERFILE)
+    found = re.findall(pattern.replace("(", "(?:"), (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    assert [line.split("==")[0] for line in found] == ["torch", "torchvision"]
+
+
 def test_ports_agree_and_management_stays_inside() -> None:
     assert dict(PORTS) == {"http": DEFAULTS.inference_port, "ops": DEFAULTS.ops_port}
     assert instruction("EXPOSE").split() == [str(port) for port in PORTS.values()]
@@ -178,8 +184,9 @@ def test_the_version_is_the_project_s() -> None:
 
 
 def test_the_image_installs_only_what_the_lock_names() -> None:
-    assert DOCKERFILE.count("pip install") == 3
-    assert DOCKERFILE.count("--require-hashes") == 2, "pip for uv's own entry, uv for the rest"
+    assert DOCKERFILE.count("pip install") == 4
+    assert DOCKERFILE.count("--require-hashes") == 1, "pip for uv's own entry"
+    assert "else export UV_REQUIRE_HASHES=true" in DOCKERFILE, "uv for the rest, but where torch comes from elsewhere"
     assert "--no-deps --no-build-isolation" in DOCKERFILE, "the project itself"
     for host in ("http://", "https://", "index-url"):
         assert host not in DOCKERFILE
