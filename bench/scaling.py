@@ -82,7 +82,7 @@ class Curve:
         places = [x for x, _ in self.points]
         axes.plot(places, [y for _, y in self.points], "o", color="#1f5f9e", label="measured")
         axes.plot(places, self.expected, color="#9aa3ad", label="expected", zorder=0)
-        axes.set(title=self.title, xlabel=self.x, ylabel=self.y, xscale="log", yscale="log")
+        axes.set(title=self.title, xlabel=self.x, ylabel=self.y, ylim=(0, None))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

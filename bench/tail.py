@@ -1,4 +1,4 @@
-"""How long a tail of latencies must be, though a server cost nothing but its engine's time."""
+"""How long a tail of latencies an ideal server has, one that costs nothing but its engine's time."""
 
 import random
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What no server can avoid where requests come at random."""
+"""What an ideal server does where requests come at random."""
 
 import pytest
 
