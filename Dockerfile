@@ -16,7 +16,7 @@ ENV UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_SYSTEM_CERTS=1
 # `openvino` for images that run exported engines on the CPU; docs/engines.md.
 ARG EXTRA=
 # The package index's PyTorch brings CUDA. The address of an index of CPU builds takes torch and torchvision from there,
-# in the lock's versions but without its hashes: a tenth of the size.
+# in the lock's versions but without its hashes: a third of the image's size.
 ARG TORCH_INDEX=
 WORKDIR /build
 COPY pyproject.toml requirements.lock ./
