@@ -39,13 +39,18 @@ def to_tensor(image_HWC: NDArray[np.uint8]) -> Tensor:
     return torch.tensor(np.ascontiguousarray(image_HWC)).permute(2, 0, 1)
 
 
+def resize(maps_KHW: Tensor, size: Size) -> Tensor:
+    """Bilinear resize with antialiasing; maps that have the size already are not copied."""
+    if maps_KHW.shape[-2:] == size:
+        return maps_KHW
+    return functional.interpolate(maps_KHW[None], size, mode="bilinear", antialias=True)[0]
+
+
 def resize_image(image_CHW: Tensor, size: Size) -> Tensor:
-    """Bilinear resize with antialiasing, uint8 to uint8: torchvision's, without the time that its import takes."""
-    if image_CHW.shape[-2:] == size:
-        return image_CHW
-    pixels_CHW = image_CHW if image_CHW.device.type == "cpu" else image_CHW.float()  # only CPUs interpolate bytes
-    resized_CHW = functional.interpolate(pixels_CHW[None], size, mode="bilinear", antialias=True)[0]
-    return resized_CHW if resized_CHW.dtype == torch.uint8 else resized_CHW.round_().to(torch.uint8)
+    """The same, uint8 to uint8: torchvision's, without the time that its import takes."""
+    if image_CHW.device.type == "cpu" or image_CHW.shape[-2:] == size:
+        return resize(image_CHW, size)
+    return resize(image_CHW.float(), size).round_().to(torch.uint8)  # only CPUs interpolate bytes
 
 
 def normalise(image_CHW: Tensor, spec: PreprocessSpec) -> Tensor:

@@ -13,9 +13,8 @@ from typing import assert_never
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from segserve.preprocess import Size
+from segserve.preprocess import Size, resize
 from segserve.spec import Aggregate, Plan
 
 SCALES = (1.0, 0.75, 1.25)
@@ -37,11 +36,11 @@ class View:
             image_CHW = image_CHW.flip(-1)
         image_CHW = _turn(image_CHW, self.turns)
         height, width = image_CHW.shape[-2:]
-        return _resize(image_CHW, (max(1, round(height * self.scale)), max(1, round(width * self.scale))))
+        return resize(image_CHW, (max(1, round(height * self.scale)), max(1, round(width * self.scale))))
 
     def inverse(self, map_KHW: Tensor, size: Size) -> Tensor:
         """A map (K, h, w) of this view, back in the pixels of the image of `size`."""
-        map_KHW = _resize(map_KHW, size if self.turns % 2 == 0 else (size[1], size[0]))
+        map_KHW = resize(map_KHW, size if self.turns % 2 == 0 else (size[1], size[0]))
         map_KHW = _turn(map_KHW, -self.turns)
         return map_KHW.flip(-1) if self.hflip else map_KHW
 
@@ -49,12 +48,6 @@ class View:
 def _turn(map_KHW: Tensor, turns: int) -> Tensor:
     """Quarter turns; torch copies even where there are none."""
     return torch.rot90(map_KHW, turns, dims=(-2, -1)) if turns else map_KHW
-
-
-def _resize(map_KHW: Tensor, size: Size) -> Tensor:
-    if map_KHW.shape[-2:] == size:
-        return map_KHW
-    return functional.interpolate(map_KHW[None], size, mode="bilinear", antialias=True)[0]
 
 
 PLANS: dict[Plan, tuple[View, ...]] = {
