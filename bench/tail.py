@@ -7,8 +7,8 @@ import numpy as np
 
 from loadtest.simulation import Cluster, Request, Simulation, open_loop, poisson
 
-SECONDS = 2000.0
-"""Simulated."""
+REQUESTS = 100_000
+"""Simulated, about so many, however fast the engine is."""
 
 
 def tail(*, alone: float, together: float, batch_size: int, load: float) -> float:
@@ -25,7 +25,8 @@ def tail(*, alone: float, together: float, batch_size: int, load: float) -> floa
     def service(batch: Sequence[Request], _: random.Random) -> float:
         return alone + step * (len(batch) - 1)
 
-    requests = [Request(due=due) for due in poisson(load * batch_size / together, seconds=SECONDS, seed=0)]
+    rate = load * batch_size / together
+    requests = [Request(due=due) for due in poisson(rate, seconds=REQUESTS / rate, seed=0)]
     cluster = Cluster(batch_size=batch_size, max_batch_delay=alone / 1000)  # without any it would take two at most
     simulation = Simulation(cluster=cluster, service=service)
     seconds = open_loop(simulation, requests).seconds()
