@@ -6,6 +6,8 @@ A command imports what it needs when it runs, so that `segserve serve` starts wi
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, get_args
 
@@ -18,6 +20,7 @@ from segserve.whole import write_whole
 if TYPE_CHECKING:
     from segserve.spec import ModelSpec
     from training.config import Recipe
+    from training.flywheel.pseudolabel import Label
 
 Command = Callable[[argparse.Namespace], int]
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -200,10 +203,9 @@ def _predict(given: argparse.Namespace) -> int:
 
 
 def _predict_on_ray(given: argparse.Namespace) -> int:
-    try:
-        from segserve.bulk import Job, find_images, predict_all
-    except ImportError:
-        raise ValueError("expected Ray for --ray, but it is not installed: pip install 'segserve[ray]'") from None
+    _check_ray()
+    from segserve.bulk import Job, find_images, predict_all
+
     if len(given.images) != 1:
         raise ValueError(f"expected one folder with --ray, but got {len(given.images)} names: name the folder")
     job = Job(artifact=given.artifact.resolve(), images=given.images[0], out=given.out, tta=given.tta)
@@ -211,6 +213,11 @@ def _predict_on_ray(given: argparse.Namespace) -> int:
     if there:
         print(f"{given.out}: {len(there)} of {len(there) + len(missing)} images have their answers already")
     return _watched(predict_all(job, missing, workers=given.ray), total=len(missing), out=given.out)
+
+
+def _check_ray() -> None:
+    if find_spec("ray") is None:
+        raise ValueError("expected Ray for --ray, but it is not installed: pip install 'segserve[ray]'")
 
 
 def _watched(done: Iterable[tuple[Path | str, str | None]], *, total: int, out: str) -> int:
@@ -227,7 +234,7 @@ def _watched(done: Iterable[tuple[Path | str, str | None]], *, total: int, out: 
 
 def _pseudolabel(given: argparse.Namespace) -> int:
     from segserve.artifact import load_artifact
-    from training.flywheel.pseudolabel import Labeller, counts, held_out_of, pseudolabel
+    from training.flywheel.pseudolabel import Labeller, counts, held_out_of, one_by_one, pseudolabel
     from training.flywheel.review import PAGE, write_review
     from training.flywheel.triage import PixelRule, Selection
 
@@ -241,7 +248,13 @@ def _pseudolabel(given: argparse.Namespace) -> int:
     )
     held_out = held_out_of(artifact.spec, given.held_out, layout=given.layout)
     found = pseudolabel(
-        labeller, given.images, given.out, held_out=held_out, split=given.split, previous=given.previous
+        labeller,
+        given.images,
+        given.out,
+        held_out=held_out,
+        split=given.split,
+        previous=given.previous,
+        label=one_by_one if given.ray is None else _on_ray(given.ray),
     )
     write_review(found)
     entries = list(found.entries().values())
@@ -252,6 +265,13 @@ def _pseudolabel(given: argparse.Namespace) -> int:
         if entry.fault:
             print(entry.fault, file=sys.stderr)
     return 1 if any(entry.fault for entry in entries) else 0
+
+
+def _on_ray(workers: int) -> "Label":
+    _check_ray()
+    from training.flywheel.on_ray import label_on_ray
+
+    return partial(label_on_ray, workers=workers)
 
 
 def _apply_review(given: argparse.Namespace) -> int:
@@ -433,6 +453,7 @@ def _add_flywheel(commands: Commands) -> None:
     label.add_argument("--out", type=Path, required=True, metavar="ROUND", help="a new folder, or an unfinished one")
     _add_selection(label)
     label.add_argument("--run", type=Path, help="of the training with eval.keep_thirds: adds the score stability")
+    label.add_argument("--ray", type=int, metavar="WORKERS", help="of a Ray cluster; docs/bulk.md")
     label.add_argument("--previous", type=Path, metavar="ROUND", help="the one before: keeps what people corrected")
 
     review = _add(commands, "apply-review", _apply_review, "take the decisions that the review page saved")

@@ -1,30 +1,20 @@
 """Predict the images of a folder or an object store, millions of them, on the workers of a Ray cluster.
 
-Ray Data (https://docs.ray.io/en/latest/data/data.html) deals out batches, starts workers again that died, and gives
-what they held to others. Each answer is written whole and under its image's name, and its JSON last: so there is one
-answer an image however often it is begun, and the same call goes on where another one was ended.
+Each answer is written whole and under its image's name, and its JSON last: so there is one answer an image however
+often it is begun, and the same call goes on where another one was ended.
 """
 
-import logging
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-import ray
-import ray.data
-from numpy.typing import NDArray
 from pyarrow import fs
 
 from segserve.artifact import read_spec
+from segserve.cluster import deal_out
 from segserve.offline import NOT_IMAGES, answers, check_stems, load_predictor
 from segserve.spec import Plan
 from segserve.whole import write_whole
-
-Batch = dict[str, NDArray[np.str_]]
-_BATCHES_A_BLOCK = 4
-"""What is computed again where a worker dies; more would cost less of Ray's time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,44 +52,31 @@ def find_images(job: Job) -> tuple[list[str], list[str]]:
 
 
 def predict_all(job: Job, names: Sequence[str], *, workers: int) -> Iterator[tuple[str, str | None]]:
-    """Predict images on a cluster: that of RAY_ADDRESS, else one that is started on this machine.
+    """Predict images on a cluster; see `segserve.cluster`.
 
     Args:
         job: what is to be done.
         names: of which images.
-        workers: how many processes, each with a core, or with a GPU where the cluster has any.
+        workers: how many processes.
 
     Yields:
         Each image when it is done, with what was wrong with it or None.
     """
-    if not names:
-        return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports its use to its maker
+    told = job, _Place.at(job.images), _Place.at(job.out)
     batch_size = read_spec(job.artifact).serving.batch_size
-    with ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR):
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        blocks = max(workers, len(names) // (_BATCHES_A_BLOCK * batch_size))
-        rows = ray.data.from_items([{"name": name} for name in names], override_num_blocks=blocks).map_batches(
-            _Worker,
-            fn_constructor_args=(job, _Place.at(job.images), _Place.at(job.out)),
-            batch_size=batch_size,
-            compute=ray.data.ActorPoolStrategy(size=workers),
-            num_gpus=1 if ray.cluster_resources().get("GPU") else 0,
-        )
-        for row in rows.iter_rows():
-            yield row["name"], row["fault"] or None
+    for name, fault in deal_out(names, _Answers, told=told, workers=workers, batch_size=batch_size):
+        yield name, fault or None
 
 
-class _Worker:
-    """One process with the model. It is told the places, as a relative path is another one in its own folder."""
+class _Answers:
+    """Those of one worker. It is told the places, as a relative path is another one in its own folder."""
 
     def __init__(self, job: Job, images: "_Place", out: "_Place") -> None:
         self.job, self.images, self.out = job, images, out
         self.artifact, self.predictor = load_predictor(job.artifact)
 
-    def __call__(self, batch: Batch) -> Batch:
-        names = [str(name) for name in batch["name"]]
+    def __call__(self, names: Sequence[str]) -> list[str]:
+        """What was wrong with each, or nothing."""
         faults = dict.fromkeys(names, "")
         for name, answer in answers(
             names, self.images.read, artifact=self.artifact, predictor=self.predictor, tta=self.job.tta
@@ -109,7 +86,7 @@ class _Worker:
                 continue
             for suffix, body in answer.items():
                 self.out.write(f"{_stem(name)}{suffix}", body)
-        return {"name": np.array(names), "fault": np.array(list(faults.values()))}
+        return list(faults.values())
 
 
 @dataclass(frozen=True)

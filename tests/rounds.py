@@ -1,5 +1,6 @@
 """Rounds as a model would make them, without a model: drawings, and masks that are wrong by a known amount."""
 
+import json
 from pathlib import Path
 from typing import get_args
 
@@ -11,11 +12,14 @@ from scipy.ndimage import gaussian_filter
 from segserve.prediction import SegmentationPrediction
 from segserve.spec import ClassSpec, Measure
 from segserve.tta import entropy
+from tests import conftest
+from tests.conftest import random_image
 from training.drawing import CLASS_NAMES, PALETTE, draw_sample
 from training.flywheel.round import Entry, Round, RoundOrder
 from training.flywheel.scores import image_scores
 from training.flywheel.soft import SoftMask
 from training.flywheel.triage import HeldOut, PixelRule, Selection, fit_thresholds
+from training.layouts import Dataset, open_dataset
 from training.metrics import confusion_matrix, image_miou
 
 CLASSES = tuple(
@@ -97,3 +101,31 @@ def made_round(path: Path, *, count: int, side: int = 64, seed: int = 0) -> tupl
         found.place(entry, image=outside / f"{name}.png")
         found.append([entry])
     return found, truths
+
+
+def held_out_set(root: Path) -> Dataset:
+    """Two training and eight held-out images of noise, for the tiny artifact's classes."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 2), ("val", 8)):
+        for kind in ("images", "masks"):
+            (root / kind / split).mkdir(parents=True)
+        for index in range(count):
+            image = Image.fromarray(random_image(40, 48, seed=100 + index + 50 * (split == "val")))
+            image.save(root / f"images/{split}/{index}.png")
+            mask_HW = rng.choice([0, 1, 2, 3, 9], (40, 48)).astype(np.uint8)
+            Image.fromarray(mask_HW).save(root / f"masks/{split}/{index}.png")
+    classes = [{"id": entry.id, "name": entry.name} for entry in conftest.CLASSES]
+    (root / "classes.json").write_text(json.dumps({"classes": classes, "ignore_index": 9}))
+    return open_dataset(root, "segmentation")
+
+
+def files_of(root: Path) -> dict[str, bytes]:
+    """Of npz files the arrays: the archive's bytes hold the time."""
+    found = {}
+    for path in sorted(path for path in root.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        if path.suffix == ".npz":
+            with np.load(path) as arrays:
+                content = b"".join(arrays[name].tobytes() for name in sorted(arrays.files))
+        found[path.relative_to(root).as_posix()] = content
+    return found

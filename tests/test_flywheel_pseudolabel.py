@@ -1,7 +1,6 @@
 """Rounds made by a real network with random weights: what they hold, and that an interruption changes nothing."""
 
 import itertools
-import json
 import os
 import re
 from pathlib import Path
@@ -14,6 +13,7 @@ from cli import main
 from segserve.artifact import Artifact
 from segserve.preprocess import working_size
 from tests.conftest import CLASSES, random_image
+from tests.rounds import files_of, held_out_set
 from training.data import IGNORE
 from training.flywheel.joined import with_round
 from training.flywheel.pseudolabel import Labeller, image_files, pseudolabel
@@ -39,19 +39,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    root = tmp_path_factory.mktemp("labelled")
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 2), ("val", 8)):
-        for kind in ("images", "masks"):
-            (root / kind / split).mkdir(parents=True)
-        for index in range(count):
-            image = Image.fromarray(random_image(40, 48, seed=100 + index + 50 * (split == "val")))
-            image.save(root / f"images/{split}/{index}.png")
-            mask_HW = rng.choice([0, 1, 2, 3, 9], (40, 48)).astype(np.uint8)
-            Image.fromarray(mask_HW).save(root / f"masks/{split}/{index}.png")
-    classes = [{"id": entry.id, "name": entry.name} for entry in CLASSES]
-    (root / "classes.json").write_text(json.dumps({"classes": classes, "ignore_index": 9}))
-    return open_dataset(root, "segmentation")
+    return held_out_set(tmp_path_factory.mktemp("labelled"))
 
 
 def labeller(artifact: Artifact, *, precision: float = 0.0) -> Labeller:
@@ -64,18 +52,6 @@ def labeller(artifact: Artifact, *, precision: float = 0.0) -> Labeller:
 def whole(artifact: Artifact, images: Path, labelled: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Round:
     """A round that nobody interrupted, in which everything is accepted."""
     return pseudolabel(labeller(artifact), images, tmp_path_factory.mktemp("rounds") / "whole", held_out=labelled)
-
-
-def files_of(root: Path) -> dict[str, bytes]:
-    """Of npz files the arrays: the archive's bytes hold the time."""
-    found = {}
-    for path in sorted(path for path in root.rglob("*") if path.is_file()):
-        content = path.read_bytes()
-        if path.suffix == ".npz":
-            with np.load(path) as arrays:
-                content = b"".join(arrays[name].tobytes() for name in sorted(arrays.files))
-        found[path.relative_to(root).as_posix()] = content
-    return found
 
 
 def test_each_mask_is_the_predictors_and_says_where_it_comes_from(

@@ -8,17 +8,17 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from PIL import Image
 
 from segserve.artifact import Artifact
 from segserve.offline import load_predictor, predict_files
 from tests.conftest import random_image
+from tests.system.ray_workers import workers
 
 pytest.importorskip("ray", reason="Ray is not installed (the extra `ray`)")
 pytestmark = pytest.mark.system
@@ -54,15 +54,6 @@ def start(folder: Path) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def workers(process: subprocess.Popen[str]) -> Iterator[psutil.Process]:
-    for child in psutil.Process(process.pid).children(recursive=True):
-        try:
-            if child.cmdline()[:1] and "MapWorker" in child.cmdline()[0]:
-                yield child
-        except (psutil.NoSuchProcess, psutil.ZombieProcess):
-            continue
 
 
 def without_times(file: Path) -> dict[str, Any]:

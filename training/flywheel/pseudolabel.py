@@ -5,7 +5,7 @@ Killed at any moment, the same call goes on after the last whole line of the rou
 Dimensions: H, W.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -102,6 +102,17 @@ def _earlier(spec: ModelSpec, run: Run) -> tuple[SegmentationPredictor, ...]:
     return tuple(SegmentationPredictor(spec, TorchEngine(network, device=best_device())) for network in networks)
 
 
+Label = Callable[[Labeller, Round, Sequence[Path]], Iterator[Entry]]
+"""Labels images: their lines, each after its files are written, in any order."""
+
+
+def one_by_one(labeller: Labeller, found: Round, paths: Sequence[Path]) -> Iterator[Entry]:
+    """Label images in this process, in their order."""
+    order = found.order
+    for path in paths:
+        yield _labelled(labeller, found, path, order)
+
+
 def pseudolabel(
     labeller: Labeller,
     images: Path,
@@ -110,6 +121,7 @@ def pseudolabel(
     held_out: Dataset,
     split: str = "val",
     previous: Path | None = None,
+    label: Label = one_by_one,
 ) -> Round:
     """Make a round, or go on with an unfinished one.
 
@@ -120,24 +132,22 @@ def pseudolabel(
         held_out: labelled images that the model was not trained on, for the thresholds.
         split: of these.
         previous: the round before. Masks that a person corrected there are taken over; the others are compared.
+        label: does the labelling, in this process or elsewhere.
 
     Raises:
         ValueError: there is nothing to label, or the folder holds another round, or as of `fit_thresholds`.
     """
     files = image_files(images)
     found = Round(out)
-    order = _order(labeller, images, found, held_out=held_out, split=split, previous=previous)
-    before = {} if previous is None else Round(previous).entries()
+    _begin(labeller, images, found, held_out=held_out, split=split, previous=previous)
+    if previous is not None:
+        found.append(_taken_over(found, Round(previous), files))
     done = found.entries()
     missing = [path for path in files if path.stem not in done]
-    bar = tqdm(missing, initial=len(done), total=len(done) + len(missing), unit="image", disable=None)
-    for path in bar:
-        corrected = before.get(path.stem)
-        if previous is not None and corrected is not None and corrected.source == "person":
-            entry = _taken_over(found, Round(previous), corrected, order)
-        else:
-            entry = _labelled(labeller, found, path, order)
-        found.append([entry])
+    with tqdm(initial=len(done), total=len(done) + len(missing), unit="image", disable=None) as bar:
+        for entry in label(labeller, found, missing):
+            found.append([entry])
+            bar.update()
     return found
 
 
@@ -180,10 +190,10 @@ def image_files(folder: Path) -> list[Path]:
     return files
 
 
-def _order(
+def _begin(
     labeller: Labeller, images: Path, found: Round, *, held_out: Dataset, split: str, previous: Path | None
-) -> RoundOrder:
-    """What an unfinished round was asked for, or, of a new one, what it is asked for now."""
+) -> None:
+    """Give a new round its order; a ValueError where an unfinished one was asked for something else."""
     artifact = labeller.artifact
     begun = found.order if (found.path / "round.json").is_file() else None
     asked = {
@@ -201,7 +211,7 @@ def _order(
                 f"expected what {found.path} was begun with, but {', '.join(changed)} changed: give another --out, or "
                 "delete the folder to begin again"
             )
-        return begun
+        return
     if found.path.exists() and any(found.path.iterdir()) and not (found.path / "images/val").is_dir():
         raise ValueError(f"expected {found.path} to be a round or not to exist, but it is something else: give another")
     thresholds = fit_thresholds(list(_look_at_held_out(labeller, found, held_out, split)), labeller.selection)
@@ -213,7 +223,6 @@ def _order(
         **asked,  # type: ignore[arg-type]
     )
     found.begin(order)
-    return order
 
 
 def _look_at_held_out(labeller: Labeller, found: Round, dataset: Dataset, split: str) -> Iterator[HeldOut]:
@@ -258,13 +267,18 @@ def _churn(mask_HW: NDArray[np.uint8], order: RoundOrder, name: str) -> float | 
     return round(1 - agreement(mask_HW, SoftMask.read(Round(Path(order.previous)).soft(name)).mask_HW), 6)
 
 
-def _taken_over(found: Round, previous: Round, corrected: Entry, order: RoundOrder) -> Entry:
-    """A person's mask stays what it is."""
-    write_whole(found.mask(corrected.name), previous.mask(corrected.name).read_bytes())
-    link(previous.soft(corrected.name), found.soft(corrected.name))
-    entry = corrected.model_copy(update={"round": order.number, "churn": None})
-    found.place(entry, image=previous.image(corrected))
-    return entry
+def _taken_over(found: Round, previous: Round, files: Sequence[Path]) -> Iterator[Entry]:
+    """What a person corrected in the round before stays what it is."""
+    number, done, corrected = found.order.number, found.entries(), previous.entries()
+    for name in (path.stem for path in files):
+        entry = corrected.get(name)
+        if name in done or entry is None or entry.source != "person":
+            continue
+        write_whole(found.mask(name), previous.mask(name).read_bytes())
+        link(previous.soft(name), found.soft(name))
+        now = entry.model_copy(update={"round": number, "churn": None})
+        found.place(now, image=previous.image(entry))
+        yield now
 
 
 def counts(entries: Sequence[Entry]) -> dict[str, int]:

@@ -1,0 +1,63 @@
+"""`segserve pseudolabel --ray` on a real cluster of two workers on this machine; docs/bulk.md."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from segserve.artifact import Artifact
+from tests.conftest import random_image
+from tests.rounds import files_of, held_out_set
+from tests.system.ray_workers import workers
+from training.flywheel.pseudolabel import Labeller, pseudolabel
+from training.flywheel.round import MANIFEST, ORDER, Round
+from training.flywheel.triage import Selection
+
+pytest.importorskip("ray", reason="Ray is not installed (the extra `ray`)")
+pytestmark = pytest.mark.system
+
+ROOT = Path(__file__).resolve().parents[2]
+COUNT = 60
+
+
+def test_a_killed_worker_costs_no_mask(tmp_path: Path, artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The paths are relative, and one image is broken."""
+    monkeypatch.chdir(tmp_path)
+    Path("artifact").symlink_to(artifact.path)
+    Path("images").mkdir()
+    for number in range(COUNT):
+        Image.fromarray(random_image(40, 40 + number % 5, seed=number)).save(f"images/{number}.png")
+    Path("images/7.png").write_bytes(b"broken")
+    dataset = held_out_set(tmp_path / "labelled")
+    command = ["pseudolabel", "artifact", "images", "--out", "round", "--held-out", "labelled", "--precision", "0"]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "cli.py"), *command, "--ray", "2"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    found = Round(Path("round"))
+    while len(found.entries()) < COUNT // 3:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    next(workers(process)).kill()
+    before = len(found.entries())
+    printed, complaints = process.communicate(timeout=120)
+    assert before < COUNT - 1, "the worker was killed too late"
+
+    assert process.returncode == 1
+    assert f"{COUNT - 1} accept, 0 review, 0 relabel, 1 unreadable" in printed
+    assert "images/7.png" in complaints
+    labeller = Labeller(artifact=artifact, selection=Selection(precision=0.0))
+    alone = pseudolabel(labeller, Path("images"), Path("alone"), held_out=dataset)
+    assert found.entries() == alone.entries()
+    assert len((found.path / MANIFEST).read_text().splitlines()) == COUNT
+    ours, theirs = files_of(found.path), files_of(alone.path)
+    for name in (MANIFEST, ORDER, "review.html"):
+        ours.pop(name), theirs.pop(name, None)
+    assert ours == theirs
