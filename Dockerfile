@@ -3,8 +3,9 @@
 # There are no models in it: mount a folder of archives at /models (the default target), or build the target
 # `with-models`, which copies model_store/*.mar there, for a cluster that has no volume to mount.
 # Everything is written below /tmp, so the root may be read-only. All third-party files are checked against
-# requirements.lock. BASE may name a copy of the base image in a registry of your own, best of all by digest.
-ARG BASE=python:3.11-slim-bookworm
+# requirements.lock. The base is that of 2026-09-19, by the digest of its index of platforms in Docker's own record of its
+# images (docker-library/repo-info); BASE may name a newer one, or a copy in a registry of your own.
+ARG BASE=python:3.11.16-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
 
 
 # Third-party packages change rarely and weigh gigabytes, so they are a layer of their own. The lock also covers

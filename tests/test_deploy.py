@@ -192,6 +192,12 @@ def test_the_image_installs_only_what_the_lock_names() -> None:
         assert host not in DOCKERFILE
 
 
+def test_the_base_is_named_by_its_digest() -> None:
+    [line] = re.findall(r"^ARG BASE=(.+)$", DOCKERFILE, re.MULTILINE)
+    assert re.fullmatch(r"python:3\.11\.\d+-slim-bookworm@sha256:[0-9a-f]{64}", line)
+    assert set(re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)) == {"${BASE}", "packages", "runtime"}
+
+
 def test_everything_copied_reaches_the_builder() -> None:
     """The ignore file leaves out everything that it does not name."""
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
