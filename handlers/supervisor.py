@@ -157,7 +157,9 @@ class _Service:
         with _protected(self.settings.store) as ruleset:
             jvm = Jvm(
                 torchserve.command(self.models, folder=self.folder, java=java),
-                environment=torchserve.environment(os.environ, self.settings, folder=self.folder),
+                environment=torchserve.environment(
+                    os.environ, self.settings, folder=self.folder, num_models=len(self.models)
+                ),
                 folder=self.folder.root,
                 ruleset=ruleset,
             )

@@ -236,7 +236,9 @@ def _write_class(name: str, replaced: Mapping[bytes, bytes], *, folder: RunFolde
     target.write_bytes(content)
 
 
-def environment(inherited: Mapping[str, str], settings: ServeSettings, *, folder: RunFolder) -> dict[str, str]:
+def environment(
+    inherited: Mapping[str, str], settings: ServeSettings, *, folder: RunFolder, num_models: int
+) -> dict[str, str]:
     """The environment of Java, which hands it on to the workers.
 
     PYTHONPATH is left out: it would come before the archive's own code. TS_CONFIG_FILE and its like are left out:
@@ -244,6 +246,11 @@ def environment(inherited: Mapping[str, str], settings: ServeSettings, *, folder
     """
     left_out = {"PYTHONPATH", "LOG_LOCATION", "METRICS_LOCATION", "SM_TELEMETRY_LOG"}
     kept = {name: value for name, value in inherited.items() if name not in left_out and not name.startswith("TS_")}
+    # glibc gives each thread a heap of its own, and each of them keeps what the largest image once needed.
+    defaults = {"MALLOC_ARENA_MAX": "1"}
+    if num_models > 1 and "OMP_WAIT_POLICY" not in inherited:
+        # Idle threads of torch spin 300,000 times before they sleep: on cores that other models' workers could use.
+        defaults["GOMP_SPINCOUNT"] = "3000"
     asked = {}
     if settings.gateway and settings.gateway.brownout_ms:
         asked["SEGSERVE_BROWNOUT_MS"] = str(settings.gateway.brownout_ms)
@@ -251,8 +258,7 @@ def environment(inherited: Mapping[str, str], settings: ServeSettings, *, folder
         doubtful = settings.doubtful.model_copy(update={"folder": settings.doubtful.folder.resolve()})
         asked["SEGSERVE_DOUBTFUL"] = doubtful.model_dump_json()
     return {
-        # glibc gives each thread a heap of its own, and each of them keeps what the largest image once needed.
-        "MALLOC_ARENA_MAX": "1",
+        **defaults,
         **kept,
         **asked,
         "SEGSERVE_DRAIN_FLAG": str(folder.drain_flag),

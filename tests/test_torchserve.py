@@ -105,7 +105,7 @@ def test_workers_get_the_flag_and_the_metrics_folder_but_no_foreign_code(tmp_pat
         "LOG_LOCATION": "/x",
         "OMP_NUM_THREADS": "3",
     }
-    assert torchserve.environment(inherited, ServeSettings(), folder=RunFolder(tmp_path)) == {
+    assert torchserve.environment(inherited, ServeSettings(), folder=RunFolder(tmp_path), num_models=1) == {
         "OMP_NUM_THREADS": "3",
         "MALLOC_ARENA_MAX": "1",
         "SEGSERVE_DRAIN_FLAG": str(tmp_path / "drain"),
@@ -118,22 +118,39 @@ def test_workers_get_the_flag_and_the_metrics_folder_but_no_foreign_code(tmp_pat
 
 def test_workers_are_told_of_a_brownout_only_where_there_is_to_be_one(tmp_path: Path) -> None:
     folder, settings = RunFolder(tmp_path), ServeSettings(gateway=GatewaySettings(brownout_ms=500))
-    assert torchserve.environment({}, settings, folder=folder)["SEGSERVE_BROWNOUT_MS"] == "500"
+    assert torchserve.environment({}, settings, folder=folder, num_models=1)["SEGSERVE_BROWNOUT_MS"] == "500"
     for other in (ServeSettings(), ServeSettings(gateway=GatewaySettings())):
-        assert "SEGSERVE_BROWNOUT_MS" not in torchserve.environment({}, other, folder=folder)
+        assert "SEGSERVE_BROWNOUT_MS" not in torchserve.environment({}, other, folder=folder, num_models=1)
 
 
 def test_workers_are_told_where_doubtful_images_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """TorchServe's workers have another working folder."""
     monkeypatch.chdir(tmp_path)
     settings = ServeSettings(doubtful=DoubtfulSettings(folder=Path("doubtful"), days=3))
-    told = torchserve.environment({}, settings, folder=RunFolder(tmp_path))["SEGSERVE_DOUBTFUL"]
+    told = torchserve.environment({}, settings, folder=RunFolder(tmp_path), num_models=1)["SEGSERVE_DOUBTFUL"]
     assert DoubtfulSettings.model_validate_json(told) == DoubtfulSettings(folder=tmp_path / "doubtful", days=3)
 
 
 def test_the_number_of_heaps_can_be_chosen(tmp_path: Path) -> None:
     inherited = {"MALLOC_ARENA_MAX": "4"}
-    assert torchserve.environment(inherited, ServeSettings(), folder=RunFolder(tmp_path))["MALLOC_ARENA_MAX"] == "4"
+    told = torchserve.environment(inherited, ServeSettings(), folder=RunFolder(tmp_path), num_models=1)
+    assert told["MALLOC_ARENA_MAX"] == "4"
+
+
+@pytest.mark.parametrize(
+    ("num_models", "inherited", "spins"),
+    [
+        (1, {}, None),
+        (2, {}, "3000"),
+        (2, {"GOMP_SPINCOUNT": "9"}, "9"),
+        (2, {"OMP_WAIT_POLICY": "passive"}, None),
+    ],
+)
+def test_threads_of_several_models_do_not_wait_on_each_other_s_cores(
+    tmp_path: Path, num_models: int, inherited: dict[str, str], spins: str | None
+) -> None:
+    told = torchserve.environment(inherited, ServeSettings(), folder=RunFolder(tmp_path), num_models=num_models)
+    assert told.get("GOMP_SPINCOUNT") == spins
 
 
 def test_without_java_home_the_installed_runtime_is_found() -> None:
