@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import http.server
+import json
 import os
 import re
 import shutil
@@ -174,6 +175,20 @@ def test_containers_stay_restricted_and_bounded(overlay: str) -> None:
         assert container["securityContext"]["readOnlyRootFilesystem"] is True
         assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
         assert {"cpu", "memory", "ephemeral-storage"} <= container["resources"]["limits"].keys()
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_checkov_finds_only_what_is_the_cluster_s_to_say(overlay: str, tmp_path: Path) -> None:
+    """The namespace, the image's digest, and whether a tag may move in its registry."""
+    checkov = shutil.which("checkov")
+    if checkov is None:
+        pytest.skip("checkov is not installed: pip install checkov, in an environment of its own on PATH")
+    manifests = tmp_path / "manifests.yaml"
+    manifests.write_text(yaml.safe_dump_all(rendered(overlay)))
+    command = [checkov, "--file", manifests, "--framework", "kubernetes", "--output", "json", "--skip-download"]
+    results = json.loads(subprocess.run(command, capture_output=True, text=True, timeout=120).stdout)["results"]
+    assert len(results["passed_checks"]) > 80
+    assert {check["check_id"] for check in results["failed_checks"]} == {"CKV_K8S_15", "CKV_K8S_21", "CKV_K8S_43"}
 
 
 @pytest.mark.parametrize("overlay", ["cpu", "gpu"])
