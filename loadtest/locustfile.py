@@ -15,6 +15,7 @@ from gevent.pool import Group
 from locust import FastHttpUser, LoadTestShape, events, task
 from locust.contrib.fasthttp import FastResponse
 from locust.env import Environment
+from locust.exception import StopUser
 from prometheus_client.parser import text_string_to_metric_families
 
 from loadtest.answers import WrongAnswer
@@ -78,6 +79,7 @@ class Client(FastHttpUser):
             self._send(LOG.now())
         else:
             self._send_all()
+            raise StopUser  # else locust would begin again, with everything overdue, before the shape's next tick
 
     def _send_all(self) -> None:
         under_way = Group()

@@ -181,6 +181,15 @@ def test_an_open_loop_does_not_wait_and_counts_from_when_a_request_was_due(tmp_p
     assert all(wait >= 0.1 for wait in waits)
 
 
+def test_an_open_loop_ends_with_its_last_request(tmp_path: Path) -> None:
+    """A quick service has answered everything before locust looks whether the time is over."""
+    with stub_server() as server:
+        code, record = run(write_profile(tmp_path, loop="open", seconds=2.5, load=20), server.url)
+    due = list(record.run.profile.arrivals(seed=record.run.seed))
+    assert code == 0 and [sent.due for sent in record.sent] == due
+    assert max(sent.seconds for sent in record.sent) < 1
+
+
 def test_an_unreachable_service_ends_with_1(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with stub_server() as server:
         pass
