@@ -18,6 +18,7 @@ import torch
 from segserve.api import Request, Response
 from segserve.artifact import check_example, load_artifact
 from segserve.choice import Choice, build_engine
+from segserve.cores import available_cores
 from segserve.doubtful import DoubtfulSettings
 from segserve.doubtful_store import DoubtfulStore
 from segserve.log import start_log
@@ -135,10 +136,8 @@ def _device(context: Context) -> torch.device:
 
 def _share_cores(serving: ServingSpec) -> None:
     """Workers of one model do not fight for the same cores; engines take as many threads as torch has."""
-    if serving.threads is not None:
-        torch.set_num_threads(serving.threads)
-    elif serving.workers > 1:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // serving.workers))
+    cores = min(torch.get_num_threads(), available_cores())
+    torch.set_num_threads(serving.threads or max(1, cores // serving.workers))
 
 
 def _engine_asked() -> Choice | None:

@@ -17,6 +17,7 @@ from handlers import load
 from handlers.archive import package
 from handlers.local_service import local_service
 from segserve.artifact import EXAMPLE_INPUT, read_spec, write_spec
+from segserve.cores import available_cores
 from segserve.settings import Settings
 from segserve.spec import ModelSpec, ServingSpec
 
@@ -51,8 +52,7 @@ NAMES: tuple[Name, ...] = ("engine", "workers", "batch_size", "max_batch_delay_m
 
 def space_of(spec: ModelSpec) -> Space:
     """What makes sense for an artifact on this machine."""
-    cores = len(os.sched_getaffinity(0))
-    counts = tuple(count for count in (1, 2, 4, 8, 16, 32, 64) if count <= cores)
+    counts = tuple(count for count in (1, 2, 4, 8, 16, 32, 64) if count <= available_cores())
     return Space(
         engine=("auto",) if spec.engine is None else ("auto", "torch"), workers=counts, threads=(None, *counts)
     )

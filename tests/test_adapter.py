@@ -82,19 +82,25 @@ sys.exit(f"{{handler.service.predictor.engine.name}} {{'torchvision' in sys.modu
 
 
 @pytest.mark.parametrize(
-    ("serving", "cores", "expected"),
+    ("serving", "threads", "cores", "expected"),
     [
-        (ServingSpec(workers=2), 8, 4),
-        (ServingSpec(workers=3), 2, 1),
-        (ServingSpec(workers=2, threads=3), 8, 3),
-        (ServingSpec(threads=1), 8, 1),
+        (ServingSpec(), 8, 8, 8),
+        (ServingSpec(), 64, 2, 2),
+        (ServingSpec(), 3, 8, 3),
+        (ServingSpec(workers=2), 8, 8, 4),
+        (ServingSpec(workers=2), 64, 4, 2),
+        (ServingSpec(workers=3), 2, 2, 1),
+        (ServingSpec(workers=2, threads=3), 8, 8, 3),
+        (ServingSpec(threads=1), 8, 8, 1),
     ],
 )
 def test_cores_are_shared_out_among_the_workers(
-    serving: ServingSpec, cores: int, expected: int, monkeypatch: pytest.MonkeyPatch
+    serving: ServingSpec, threads: int, cores: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of torch's threads, which OMP_NUM_THREADS may say, and the container's cores the fewer."""
     asked: list[int] = []
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setattr(adapter, "available_cores", lambda: cores)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
     _share_cores(serving)
     assert asked == [expected]
@@ -157,10 +163,3 @@ def test_answered_images_are_kept_while_a_deployment_asks(
     sample.ask(tmp_path / "sample", count=2)
     worker.handle(rows, context)
     assert list(sample.kept(tmp_path / "sample")) == [(image, sample.Views(tta="hflip"))]
-
-
-def test_one_worker_takes_what_torch_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-    monkeypatch.setattr(torch, "set_num_threads", asked.append)
-    _share_cores(ServingSpec())
-    assert asked == []

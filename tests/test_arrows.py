@@ -20,6 +20,7 @@ ALLOWED_IN_SEGSERVE = {
     "problem": set(),
     "clock": set(),
     "memory": set(),
+    "cores": set(),
     "device": {"memory"},
     "quarantine": {"metrics", "problem"},
     "metrics": set(),

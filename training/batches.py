@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from segserve.cores import available_cores
 from segserve.spec import PreprocessSpec
 from training.augment import Augment, Key, seed_of
 from training.data import load_sample
@@ -173,7 +174,7 @@ class Batches:
         if self.is_resident:
             self.data = [(image_CHW.to(self.device), truth.to(self.device)) for image_CHW, truth in data]
         needs_workers = not self.is_held if is_on_cpu else not self.is_resident
-        self.num_workers = max(1, min(MOST_WORKERS, _num_cores() // ranks.count)) if needs_workers else 0
+        self.num_workers = max(1, min(MOST_WORKERS, available_cores() // ranks.count)) if needs_workers else 0
         self._stream: Iterator[Pair] = iter(())
         self._next_step = -1
 
@@ -264,7 +265,3 @@ def _ahead(batches: Iterator[Pair]) -> Iterator[Pair]:
             batch = upcoming.result()
             upcoming = pool.submit(next, batches)
             yield batch
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0))
