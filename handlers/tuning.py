@@ -52,9 +52,12 @@ NAMES: tuple[Name, ...] = ("engine", "workers", "batch_size", "max_batch_delay_m
 
 def space_of(spec: ModelSpec) -> Space:
     """What makes sense for an artifact on this machine."""
-    counts = tuple(count for count in (1, 2, 4, 8, 16, 32, 64) if count <= available_cores())
+    cores = available_cores()
+    counts = tuple(count for count in (1, 2, 4, 8, 16, 32, 64) if count <= cores)
     return Space(
-        engine=("auto",) if spec.engine is None else ("auto", "torch"), workers=counts, threads=(None, *counts)
+        engine=("auto",) if spec.engine is None else ("auto", "torch"),
+        workers=(*counts, cores + 1),  # one decodes, or waits for clients, while a core each computes for the others
+        threads=(None, *counts),
     )
 
 

@@ -77,7 +77,7 @@ def test_what_an_artifact_can_try(
     monkeypatch.setattr(tuning, "available_cores", lambda: 6)
     assert space_of(artifact.spec).engine == ("auto",)
     found = space_of(engine_artifact.spec)
-    assert (found.engine, found.workers, found.threads) == (("auto", "torch"), (1, 2, 4), (None, 1, 2, 4))
+    assert (found.engine, found.workers, found.threads) == (("auto", "torch"), (1, 2, 4, 7), (None, 1, 2, 4))
 
 
 @pytest.mark.parametrize("target", [0.0, -1.0, float("nan")])
