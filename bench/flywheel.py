@@ -38,7 +38,7 @@ from training.flywheel.progress import Step, result_of
 from training.flywheel.pseudolabel import PLAN
 from training.flywheel.round import Round
 from training.flywheel.scores import ScoreName
-from training.flywheel.triage import Selection
+from training.flywheel.triage import PixelRule, Selection
 from training.layouts import Dataset, open_dataset
 from training.metrics import mean_of_known
 from training.run import SCORES
@@ -112,6 +112,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--score", choices=get_args(ScoreName), default=Selection().score)
     parser.add_argument("--precision", type=float, default=Selection().precision)
     parser.add_argument("--good-iou", type=float, metavar="IOU")
+    parser.add_argument(
+        "--border", type=float, default=PixelRule().border, metavar="PIXELS", help="beside borders that are left out"
+    )
     parser.add_argument("--skip", nargs="+", choices=("plain", "reviewer"), default=[], help="arms, to save time")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
     parser.add_argument("--runs", type=Path, default=RUNS, metavar="DIR")
@@ -139,6 +142,7 @@ def _run(given: argparse.Namespace, recipe: Recipe, number: int) -> Result:
         images=draw.hidden,
         held_out=draw.held_out,
         selection=Selection(score=given.score, precision=given.precision, good_iou=given.good_iou),
+        pixels=PixelRule(border=given.border),
         plan=given.tta,
     )
     found = run_loop(loop, folder / "loop", rounds=given.rounds)
@@ -189,7 +193,8 @@ def _reviewed(folder: Path, draw: Draw, recipe: Recipe) -> tuple[float, int, int
         seen.rewrite([seen_by_reviewer(seen, entry, draw.truths) for entry in seen.entries().values()])
         temporary.rename(target)
     entries = Round(target).entries().values()
-    pseudo = PseudoSettings(round=target)
+    strong = {} if recipe.pseudo is None else recipe.pseudo.model_dump()
+    pseudo = PseudoSettings.model_validate({**strong, "round": target})
     recipe = _on(recipe, draw.labelled).model_copy(update={"pseudo": pseudo, "name": f"{recipe.name}-reviewed"})
     train(recipe, run_dir=folder / "reviewed/run")
     looked_at = [entry for entry in entries if entry.decided_by == "simulated"]
@@ -208,7 +213,8 @@ def _heading(given: argparse.Namespace, recipe: Recipe, results: Sequence[Result
         f"{torch.__version__}; recipe {given.recipe.name}{changes}. Of each of {given.draws} draws{clips}: "
         f"{first.num_labelled} labelled, {first.rounds[0].num_images} hidden, {given.held_out} held-out images for the "
         f"thresholds, that no arm is trained on. Views: {given.tta}; selected by {given.score}, for a precision of "
-        f"{given.precision:g}. All arms have the same number of steps. Mean IoU on val after the last step."
+        f"{given.precision:g}; {given.border:g} pixels beside borders are left out. All arms have the same number of "
+        "steps. Mean IoU on val after the last step."
     )
 
 
