@@ -216,7 +216,7 @@ def _predict_on_ray(given: argparse.Namespace) -> int:
 
 
 def _check_ray() -> None:
-    if find_spec("ray") is None:
+    if not all(map(find_spec, ("ray", "pyarrow"))):
         raise ValueError("expected Ray for --ray, but it is not installed: pip install 'segserve[ray]'")
 
 

@@ -11,7 +11,7 @@ from training.flywheel.pseudolabel import Labeller, one_by_one
 from training.flywheel.round import Entry, Round
 
 _BATCH_SIZE = 4
-"""Images that are labelled again where a worker dies; each is seen alone, in all views."""
+"""Few, as each image is seen alone, in all views: more would only be more to do again where a worker dies."""
 
 
 def label_on_ray(labeller: Labeller, found: Round, paths: Sequence[Path], *, workers: int) -> Iterator[Entry]:
