@@ -451,7 +451,7 @@ def _add_flywheel(commands: Commands) -> None:
     label.add_argument("artifact", type=Path, metavar="ARTIFACT")
     label.add_argument("images", type=Path, metavar="IMAGES", help="a folder")
     label.add_argument("--out", type=Path, required=True, metavar="ROUND", help="a new folder, or an unfinished one")
-    _add_selection(label)
+    _add_selection(label, score="expected_iou")
     label.add_argument("--run", type=Path, help="of the training with eval.keep_thirds: adds the score stability")
     label.add_argument("--ray", type=int, metavar="WORKERS", help="of a Ray cluster; docs/bulk.md")
     label.add_argument("--previous", type=Path, metavar="ROUND", help="the one before: keeps what people corrected")
@@ -477,18 +477,18 @@ def _add_flywheel(commands: Commands) -> None:
     loop.add_argument("--rounds", type=int, default=2, help="of training with pseudo-labels; 0 ends before the first")
     loop.add_argument("--out", type=Path, metavar="FOLDER", help="default: runs/NAME-loop")
     loop.add_argument("--set", action="append", default=[], metavar="key=value", help="change one value of the recipe")
-    _add_selection(loop)
+    _add_selection(loop, score="stability")
     loop.add_argument("--least-churn", type=float, default=0.01, help="stop where the masks change less")
     loop.add_argument("--most-drop", type=float, default=0.1, help="stop where the good share falls by more")
     loop.add_argument("--most-drift", type=float, default=0.2, help="stop where the classes' shares drift further")
 
 
-def _add_selection(parser: argparse.ArgumentParser) -> None:
+def _add_selection(parser: argparse.ArgumentParser, *, score: str) -> None:
     parser.add_argument("--held-out", type=Path, metavar="DATASET", help="fits the thresholds; default: the training's")
     parser.add_argument("--layout", default="folder", help="of --held-out")
     parser.add_argument("--split", default="val", help="of --held-out")
     parser.add_argument("--tta", choices=get_args(Plan), default="multiscale-hflip")
-    parser.add_argument("--score", default="expected_iou", help="what decides: docs/flywheel.md")
+    parser.add_argument("--score", default=score, help=f"what decides ({score}); docs/flywheel.md")
     parser.add_argument("--precision", type=float, default=0.9, help="share of the accepted masks that must be good")
     parser.add_argument("--good-iou", type=float, metavar="IOU", help="of a good mask; default: 3 of 4 held-out ones")
     parser.add_argument("--border", type=float, default=2.0, metavar="PIXELS", help="beside borders that are left out")

@@ -33,7 +33,7 @@ from segserve.spec import Plan
 from training.config import PseudoSettings, Recipe, load_recipe
 from training.engine import NonFiniteLoss, train
 from training.evaluate import Evaluation
-from training.flywheel.loop import Loop, run_loop, without_selection
+from training.flywheel.loop import SELECTION, Loop, run_loop, without_selection
 from training.flywheel.progress import Step, result_of
 from training.flywheel.pseudolabel import PLAN
 from training.flywheel.round import Round
@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
         "--clips", type=int, default=1, metavar="N", help="draw runs of N images that follow one another"
     )
     parser.add_argument("--tta", choices=get_args(Plan), default=PLAN)
-    parser.add_argument("--score", choices=get_args(ScoreName), default=Selection().score)
+    parser.add_argument("--score", choices=get_args(ScoreName), default=SELECTION.score)
     parser.add_argument("--precision", type=float, default=Selection().precision)
     parser.add_argument("--good-iou", type=float, metavar="IOU")
     parser.add_argument(

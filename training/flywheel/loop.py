@@ -30,7 +30,7 @@ from training.flywheel.progress import (
     result_of,
     write_steps,
 )
-from training.flywheel.pseudolabel import PIXELS, PLAN, SELECTION, Labeller, pseudolabel
+from training.flywheel.pseudolabel import PIXELS, PLAN, Labeller, pseudolabel
 from training.flywheel.review import write_review
 from training.flywheel.round import Round
 from training.flywheel.triage import PixelRule, Selection
@@ -38,7 +38,8 @@ from training.layouts import Dataset, open_dataset
 from training.run import SCORES
 
 STEPS, PAGE = "loop.jsonl", "loop.html"
-RULE = StopRule()
+SELECTION, RULE = Selection(score="stability"), StopRule()
+"""By ST++'s score: a loop's trainings keep the weights that it needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
