@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
-"""Of a container's control group: quota and period, https://docs.kernel.org/admin-guide/cgroup-v2.html."""
+"""Of a control group of version 2: quota and period, https://docs.kernel.org/admin-guide/cgroup-v2.html."""
 
 
 def available_cores(quota: Path = QUOTA) -> int:
