@@ -301,10 +301,10 @@ def _targets(results: Sequence[Result]) -> str:
 def _plot(path: Path, results: Sequence[Result]) -> None:
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    for name, color, curves in (
-        ("self-training without selection", "#b4530a", [result.plain for result in results]),
-        ("the loop", "#1f5f9e", [result.loop for result in results]),
-    ):
+    arms = [("the loop", "#1f5f9e", [result.loop for result in results])]
+    if any(result.plain for result in results):
+        arms.append(("self-training without selection", "#b4530a", [result.plain for result in results]))
+    for name, color, curves in arms:
         for number, (result, curve) in enumerate(zip(results, curves, strict=True)):
             points = [result.supervised, *curve]
             axes.plot(range(len(points)), points, "o-", color=color, alpha=0.75, label=name if number == 0 else None)
