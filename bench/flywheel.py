@@ -30,10 +30,10 @@ from bench.hidden import Draw, Judged, draw_labels, judged, seen_by_reviewer
 from bench.section import add_section
 from bench.tta import processor
 from segserve.spec import Plan
-from training.config import PseudoSettings, Recipe, load_recipe
+from training.config import Recipe, load_recipe
 from training.engine import NonFiniteLoss, train
 from training.evaluate import Evaluation
-from training.flywheel.loop import SELECTION, Loop, run_loop, without_selection
+from training.flywheel.loop import SELECTION, Loop, pseudo_of, run_loop, without_selection
 from training.flywheel.progress import Step, result_of
 from training.flywheel.pseudolabel import PLAN
 from training.flywheel.round import Round
@@ -193,9 +193,8 @@ def _reviewed(folder: Path, draw: Draw, recipe: Recipe) -> tuple[float, int, int
         seen.rewrite([seen_by_reviewer(seen, entry, draw.truths) for entry in seen.entries().values()])
         temporary.rename(target)
     entries = Round(target).entries().values()
-    strong = {} if recipe.pseudo is None else recipe.pseudo.model_dump()
-    pseudo = PseudoSettings.model_validate({**strong, "round": target})
-    recipe = _on(recipe, draw.labelled).model_copy(update={"pseudo": pseudo, "name": f"{recipe.name}-reviewed"})
+    changes = {"pseudo": pseudo_of(recipe, target), "name": f"{recipe.name}-reviewed"}
+    recipe = _on(recipe, draw.labelled).model_copy(update=changes)
     train(recipe, run_dir=folder / "reviewed/run")
     looked_at = [entry for entry in entries if entry.decided_by == "simulated"]
     return _val(folder / "reviewed/run"), len(looked_at), sum(entry.source == "person" for entry in looked_at)

@@ -1,9 +1,25 @@
-"""The processes in which Ray works for a command."""
+"""A command of `segserve` that runs on Ray, and the processes in which Ray works for it."""
 
+import os
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import psutil
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def started(arguments: Sequence[str], *, folder: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "cli.py"), *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def workers(process: subprocess.Popen[str]) -> Iterator[psutil.Process]:

@@ -1,12 +1,10 @@
 """`segserve predict --ray` on a real cluster of two workers on this machine; docs/bulk.md."""
 
 import json
-import os
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,12 +16,11 @@ from PIL import Image
 from segserve.artifact import Artifact
 from segserve.offline import load_predictor, predict_files
 from tests.conftest import random_image
-from tests.system.ray_workers import workers
+from tests.system.ray_workers import ROOT, started, workers
 
 pytest.importorskip("ray", reason="Ray is not installed (the extra `ray`)")
 pytestmark = pytest.mark.system
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs/bulk.md").read_text()
 COUNT = 80
 
@@ -46,14 +43,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
     [block] = re.findall(r"```sh\n(.*?)```", PAGE, flags=re.DOTALL)
     program, *arguments = shlex.split(block)
     assert program == ".venv/bin/segserve"
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "cli.py"), *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return started(arguments, folder=folder)
 
 
 def without_times(file: Path) -> dict[str, Any]:

@@ -119,10 +119,15 @@ def _step(loop: Loop, out: Path, steps: list[Step], dataset: Dataset) -> Step:
 def _recipe(loop: Loop, number: int, previous: Round | None) -> Recipe:
     changes: dict[str, object] = {"name": f"{loop.recipe.name}-{number}", "pseudo": None}
     if previous is not None:
-        given = {} if loop.recipe.pseudo is None else loop.recipe.pseudo.model_dump()
-        changes["pseudo"] = PseudoSettings.model_validate({**given, "round": previous.path})
+        changes["pseudo"] = pseudo_of(loop.recipe, previous.path)
     changes["eval"] = loop.recipe.eval.model_copy(update={"keep_thirds": True})
     return loop.recipe.model_copy(update=changes)
+
+
+def pseudo_of(recipe: Recipe, labels: Path) -> PseudoSettings:
+    """A round to train on, with the recipe's own strong changes, if it names any."""
+    given = {} if recipe.pseudo is None else recipe.pseudo.model_dump()
+    return PseudoSettings.model_validate({**given, "round": labels})
 
 
 def _artifact(folder: Path) -> Artifact:
