@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def folder(tmp_path: Path, artifact: Artifact) -> Path:
     return tmp_path
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
+def start(folder: Path) -> AbstractContextManager[subprocess.Popen[str]]:
     [block] = re.findall(r"```sh\n(.*?)```", PAGE, flags=re.DOTALL)
     program, *arguments = shlex.split(block)
     assert program == ".venv/bin/segserve"
@@ -58,13 +59,13 @@ def test_a_killed_worker_costs_no_answer_and_what_was_there_stays(folder: Path) 
     for name in there:
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_text("of a call before")
-    process = start(folder)
-    while len(list(out.rglob("*.json"))) < COUNT // 3:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-    next(workers(process)).kill()
-    before = len(list(out.rglob("*.json")))
-    printed, complaints = process.communicate(timeout=120)
+    with start(folder) as process:
+        while len(list(out.rglob("*.json"))) < COUNT // 3:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        next(workers(process)).kill()
+        before = len(list(out.rglob("*.json")))
+        printed, complaints = process.communicate(timeout=120)
     assert before < COUNT - 1, "the worker was killed too late"
 
     assert process.returncode == 1

@@ -30,14 +30,14 @@ def test_a_killed_worker_costs_no_mask(tmp_path: Path, artifact: Artifact, monke
     Path("images/7.png").write_bytes(b"broken")
     dataset = held_out_set(tmp_path / "labelled")
     command = ["pseudolabel", "artifact", "images", "--out", "round", "--held-out", "labelled", "--precision", "0"]
-    process = started([*command, "--ray", "2"], folder=tmp_path)
     found = Round(Path("round"))
-    while len(found.entries()) < COUNT // 3:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-    next(workers(process)).kill()
-    before = len(found.entries())
-    printed, complaints = process.communicate(timeout=120)
+    with started([*command, "--ray", "2"], folder=tmp_path) as process:
+        while len(found.entries()) < COUNT // 3:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        next(workers(process)).kill()
+        before = len(found.entries())
+        printed, complaints = process.communicate(timeout=120)
     assert before < COUNT - 1, "the worker was killed too late"
 
     assert process.returncode == 1
