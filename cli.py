@@ -237,11 +237,12 @@ def _pseudolabel(given: argparse.Namespace) -> int:
     from training.flywheel.pseudolabel import Labeller, counts, held_out_of, one_by_one, pseudolabel
     from training.flywheel.review import PAGE, write_review
     from training.flywheel.triage import PixelRule, Selection
+    from training.flywheel.views import plan_of
 
     artifact = load_artifact(given.artifact)
     labeller = Labeller(
         artifact=artifact,
-        plan=given.tta,
+        plan=given.tta or plan_of(artifact.spec),
         selection=Selection(score=given.score, precision=given.precision, good_iou=given.good_iou),
         pixels=PixelRule(border=given.border),
         run=given.run,
@@ -316,6 +317,7 @@ def _loop(given: argparse.Namespace) -> int:
     from training.flywheel.loop import PAGE, Loop, run_loop
     from training.flywheel.progress import StopRule, result_of
     from training.flywheel.triage import PixelRule, Selection
+    from training.flywheel.views import trained_plan
     from training.layouts import open_dataset
 
     recipe = load_recipe(given.recipe, overrides=given.set)
@@ -328,7 +330,7 @@ def _loop(given: argparse.Namespace) -> int:
         selection=Selection(score=given.score, precision=given.precision, good_iou=given.good_iou),
         pixels=PixelRule(border=given.border),
         rule=StopRule(least_churn=given.least_churn, most_drop=given.most_drop, most_drift=given.most_drift),
-        plan=given.tta,
+        plan=given.tta or trained_plan(recipe.augment),
     )
     out = given.out or Path("runs") / f"{recipe.name}-loop"
     best = result_of(run_loop(loop, out, rounds=given.rounds))
@@ -487,7 +489,7 @@ def _add_selection(parser: argparse.ArgumentParser, *, score: str) -> None:
     parser.add_argument("--held-out", type=Path, metavar="DATASET", help="fits the thresholds; default: the training's")
     parser.add_argument("--layout", default="folder", help="of --held-out")
     parser.add_argument("--split", default="val", help="of --held-out")
-    parser.add_argument("--tta", choices=get_args(Plan), default="multiscale-hflip")
+    parser.add_argument("--tta", choices=get_args(Plan), help="default: the views that the training showed")
     parser.add_argument("--score", default=score, help=f"what decides ({score}); docs/flywheel.md")
     parser.add_argument("--precision", type=float, default=0.9, help="share of the accepted masks that must be good")
     parser.add_argument("--good-iou", type=float, metavar="IOU", help="of a good mask; default: 3 of 4 held-out ones")

@@ -35,10 +35,10 @@ from training.engine import NonFiniteLoss, train
 from training.evaluate import Evaluation
 from training.flywheel.loop import SELECTION, Loop, pseudo_of, run_loop, without_selection
 from training.flywheel.progress import Step, result_of
-from training.flywheel.pseudolabel import PLAN
 from training.flywheel.round import Round
 from training.flywheel.scores import ScoreName
 from training.flywheel.triage import PixelRule, Selection
+from training.flywheel.views import trained_plan
 from training.layouts import Dataset, open_dataset
 from training.metrics import mean_of_known
 from training.run import SCORES
@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--clips", type=int, default=1, metavar="N", help="draw runs of N images that follow one another"
     )
-    parser.add_argument("--tta", choices=get_args(Plan), default=PLAN)
+    parser.add_argument("--tta", choices=get_args(Plan), help="default: the recipe's own views")
     parser.add_argument("--score", choices=get_args(ScoreName), default=SELECTION.score)
     parser.add_argument("--precision", type=float, default=Selection().precision)
     parser.add_argument("--good-iou", type=float, metavar="IOU")
@@ -143,7 +143,7 @@ def _run(given: argparse.Namespace, recipe: Recipe, number: int) -> Result:
         held_out=draw.held_out,
         selection=Selection(score=given.score, precision=given.precision, good_iou=given.good_iou),
         pixels=PixelRule(border=given.border),
-        plan=given.tta,
+        plan=_plan(given, recipe),
     )
     found = run_loop(loop, folder / "loop", rounds=given.rounds)
     plain: list[Step] = []
@@ -164,6 +164,10 @@ def _run(given: argparse.Namespace, recipe: Recipe, number: int) -> Result:
         bought=bought,
         num_labelled=len(draw.labelled.split("train")),
     )
+
+
+def _plan(given: argparse.Namespace, recipe: Recipe) -> Plan:
+    return given.tta or trained_plan(recipe.augment)
 
 
 def _on(recipe: Recipe, dataset: Dataset) -> Recipe:
@@ -211,9 +215,9 @@ def _heading(given: argparse.Namespace, recipe: Recipe, results: Sequence[Result
         f"## {recipe.name}, {given.budget} of the labels\n\n{time.strftime('%Y-%m-%d')}, {processor()}, torch "
         f"{torch.__version__}; recipe {given.recipe.name}{changes}. Of each of {given.draws} draws{clips}: "
         f"{first.num_labelled} labelled, {first.rounds[0].num_images} hidden, {given.held_out} held-out images for the "
-        f"thresholds, that no arm is trained on. Views: {given.tta}; selected by {given.score}, for a precision of "
-        f"{given.precision:g}; {given.border:g} pixels beside borders are left out. All arms have the same number of "
-        "steps. Mean IoU on val after the last step."
+        f"thresholds, that no arm is trained on. Views: {_plan(given, recipe)}; selected by {given.score}, for a "
+        f"precision of {given.precision:g}; {given.border:g} pixels beside borders are left out. All arms have the "
+        "same number of steps. Mean IoU on val after the last step."
     )
 
 

@@ -176,7 +176,7 @@ def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:
 
 def test_stability_is_the_agreement_with_the_thirds(artifact: Artifact, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"expected a run that kept its weights on the way, .* eval.keep_thirds"):
-        Labeller(artifact=artifact, run=tmp_path).look(random_image(40, 48))
+        Labeller(artifact=artifact, plan="none", run=tmp_path).look(random_image(40, 48))
     for name in ("third-1.safetensors", "third-2.safetensors"):
         Run(tmp_path).save_third(name, artifact.network.state_dict())
     seen = Labeller(artifact=artifact, run=tmp_path, plan="none").look(random_image(40, 48))
@@ -187,7 +187,7 @@ def test_only_artifacts_for_masks(labels_artifact: Artifact) -> None:
     with pytest.raises(
         ValueError, match=r"expected an artifact for segmentation, but tiny-classification is for class"
     ):
-        Labeller(artifact=labels_artifact).look(random_image(40, 48))
+        Labeller(artifact=labels_artifact, plan="none").look(random_image(40, 48))
 
 
 def test_a_round_with_other_classes_or_without_masks_is_not_joined(

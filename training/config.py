@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from segserve.networks import auxiliary_choices, check_classifier
 from segserve.settings import Settings, explain
-from segserve.spec import ARCHITECTURES, Architecture, ServingSpec, Sizing, Task, check_encoder
+from segserve.spec import ARCHITECTURES, Architecture, ModelSpec, ServingSpec, Sizing, Task, check_encoder
 from training.losses.terms import FOR_LABELS, LossSettings
 
 Layout = Literal["folder", "coco", "voc", "cityscapes", "pet"]
@@ -253,6 +253,14 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     except ValidationError as error:
         changes = f" (with --set {' '.join(overrides)})" if overrides else ""
         raise ValueError(f"{path}{changes}: {explain(error, known_keys=_known_keys(error))}") from None
+
+
+def recipe_of(spec: ModelSpec) -> Recipe:
+    """The recipe that an artifact was trained by; a ValueError where it does not tell."""
+    try:
+        return Recipe.model_validate(spec.provenance.recipe)
+    except ValidationError as error:
+        raise ValueError(f"expected {spec.name} to tell its recipe, but it does not ({explain(error)})") from None
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from segserve.prediction import Query, SegmentationPrediction
 from segserve.predictor import Engine, build_predictor
 from segserve.spec import CalibrationSpec, EngineName, EngineSpec, ModelSpec
 from training.calibration import ProbabilityScores, cross_fitted, fit_temperature, joined, probability_scores
-from training.config import Recipe
+from training.config import Recipe, recipe_of
 from training.data import IGNORE, data_digest, load_sample, read_image
 from training.evaluate import Evaluation
 from training.flywheel.joined import with_round
@@ -114,7 +114,7 @@ def add_engine(artifact: Artifact, out: Path, *, engine: EngineName) -> Artifact
     from training.openvino_model import CalibrationImages, write_model
 
     spec = artifact.spec
-    recipe = Recipe.model_validate(spec.provenance.recipe)
+    recipe = recipe_of(spec)
     dataset = _dataset_of(recipe, spec, purpose=f"measure {engine} on")
     with replaced_folder(out) as folder:
         shutil.copytree(artifact.path, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(ENGINE_FOLDER))

@@ -29,9 +29,9 @@ def test_a_killed_worker_costs_no_mask(tmp_path: Path, artifact: Artifact, monke
         Image.fromarray(random_image(40, 40 + number % 5, seed=number)).save(f"images/{number}.png")
     Path("images/7.png").write_bytes(b"broken")
     dataset = held_out_set(tmp_path / "labelled")
-    command = ["pseudolabel", "artifact", "images", "--out", "round", "--held-out", "labelled", "--precision", "0"]
+    command = ["pseudolabel", "artifact", "images", "--out", "round", "--held-out", "labelled", "--tta", "d4"]
     found = Round(Path("round"))
-    with started([*command, "--ray", "2"], folder=tmp_path) as process:
+    with started([*command, "--precision", "0", "--ray", "2"], folder=tmp_path) as process:
         while len(found.entries()) < COUNT // 3:
             assert process.poll() is None, process.communicate()
             time.sleep(0.01)
@@ -43,7 +43,7 @@ def test_a_killed_worker_costs_no_mask(tmp_path: Path, artifact: Artifact, monke
     assert process.returncode == 1
     assert f"{COUNT - 1} accept, 0 review, 0 relabel, 1 unreadable" in printed
     assert "images/7.png" in complaints
-    labeller = Labeller(artifact=artifact, selection=Selection(precision=0.0))
+    labeller = Labeller(artifact=artifact, plan="d4", selection=Selection(precision=0.0))
     alone = pseudolabel(labeller, Path("images"), Path("alone"), held_out=dataset)
     assert found.entries() == alone.entries()
     assert len((found.path / MANIFEST).read_text().splitlines()) == COUNT

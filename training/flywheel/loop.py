@@ -30,7 +30,7 @@ from training.flywheel.progress import (
     result_of,
     write_steps,
 )
-from training.flywheel.pseudolabel import PIXELS, PLAN, Labeller, pseudolabel
+from training.flywheel.pseudolabel import PIXELS, Labeller, pseudolabel
 from training.flywheel.review import write_review
 from training.flywheel.round import Round
 from training.flywheel.triage import PixelRule, Selection
@@ -51,12 +51,12 @@ class Loop:
     images: Path
     """The unlabelled ones."""
     held_out: Dataset
+    plan: Plan
     split: str = "val"
     """Of the held-out images, which no model is trained on."""
     selection: Selection = SELECTION
     pixels: PixelRule = PIXELS
     rule: StopRule = RULE
-    plan: Plan = PLAN
 
 
 def run_loop(loop: Loop, out: Path, *, rounds: int) -> list[Step]:

@@ -13,7 +13,6 @@ from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 from tqdm import tqdm
 
 from segserve.artifact import Artifact
@@ -26,7 +25,7 @@ from segserve.predictor import SegmentationPredictor
 from segserve.preprocess import working_size
 from segserve.spec import Measure, ModelSpec, Plan
 from segserve.whole import write_whole
-from training.config import Layout, Recipe
+from training.config import Layout, recipe_of
 from training.data import read_image, read_truth
 from training.flywheel.round import Entry, Round, RoundOrder, link
 from training.flywheel.scores import agreement, image_scores
@@ -36,8 +35,6 @@ from training.layouts import Dataset, open_dataset
 from training.metrics import confusion_matrix, image_miou
 from training.run import Run
 
-PLAN: Plan = "multiscale-hflip"
-"""The one with the most views that keeps what is up and what is down."""
 SELECTION, PIXELS = Selection(), PixelRule()
 
 
@@ -46,7 +43,7 @@ class Labeller:
     """A model, and how it is asked."""
 
     artifact: Artifact
-    plan: Plan = PLAN
+    plan: Plan
     selection: Selection = SELECTION
     pixels: PixelRule = PIXELS
     run: Path | None = None
@@ -159,8 +156,8 @@ def held_out_of(spec: ModelSpec, root: Path | None, *, layout: Layout = "folder"
     """
     if root is None:
         try:
-            data = Recipe.model_validate(spec.provenance.recipe).data
-        except ValidationError:
+            data = recipe_of(spec).data
+        except ValueError:
             data = None
         if data is None or not data.root.is_dir():
             raise ValueError(
