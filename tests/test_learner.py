@@ -86,6 +86,19 @@ def test_the_moving_average_follows_its_formula_buffers_included() -> None:
         assert averaged.module[1].running_mean.item() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("encoder", ["resnet18", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large"])
+def test_sixty_steps_replace_the_statistics_that_batch_norm_begins_with(root: Path, encoder: str) -> None:
+    network = _build(root, network={"encoder": encoder}).network
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        torch.nn.init.constant_(norm.running_mean, 1e3)
+    with torch.no_grad():
+        for _ in range(60):
+            network(torch.randn(2, 3, 32, 32))
+    # 1000 x 0.9^60 = 1.8; with torchvision's 0.01 it would be 547.
+    assert all(norm.running_mean.abs().max() < 10 for norm in norms)
+
+
 def test_a_batch_is_never_larger_than_the_set(root: Path) -> None:
     optim = {"epochs": 1, "learning_rate": 1e-3}
     sizes = {(size, _build(root, optim={**optim, "batch_size": size}).steps_per_epoch) for size in (2, 5, 16)}
