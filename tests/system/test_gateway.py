@@ -439,6 +439,8 @@ def test_a_request_in_a_dying_worker_is_answered(service: Service) -> None:
     assert {answer.status_code for answer in answers} <= {200, 503, 429}
     assert post(service, "/v1/segment", png()).status_code == 200
     until(lambda: (found := post(service)).status_code == 200 or assert_problem(found, 503, "not-ready"), 30)
+    # The supervisor may still go by its last look, at the worker that was loading.
+    until(lambda: httpx.get(f"{service.url}/ready").status_code == 200, 30)
     print(f"\nready again after {time.monotonic() - began:.1f} s")
 
 
