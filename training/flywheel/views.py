@@ -1,6 +1,6 @@
 """Which views a network can be asked in: those that its training showed it.
 
-In others it does worse, and so does their mean: see docs/flywheel.md.
+In others it may do worse than in one look, and so may their mean: see docs/flywheel.md.
 """
 
 from itertools import product
