@@ -1,6 +1,7 @@
 """Which room may know which: training -> segserve <- handlers, and cli -> all three; nothing runs back up."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,11 @@ def name_of(file: Path) -> str:
     return str(file.relative_to(ROOT))
 
 
+def module_of(file: Path) -> str:
+    """Its dotted name, a package's for its `__init__.py`."""
+    return name_of(file).removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
 def test_there_is_something_to_judge() -> None:
     names = {name_of(file) for file in MODULES}
     assert {"segserve/codec.py", "segserve/engines/torch_engine.py", "handlers/adapter.py"} <= names
@@ -72,6 +78,12 @@ def test_there_is_something_to_judge() -> None:
 @pytest.mark.parametrize("file", MODULES, ids=name_of)
 def test_no_arrow_runs_back_up(file: Path) -> None:
     assert rooms(file) & FORBIDDEN_ROOMS[file.relative_to(ROOT).parts[0]] == set()
+
+
+def test_no_arrows_make_a_circle() -> None:
+    modules = {module_of(file): file for file in MODULES}
+    arrows = {module: (imports(file) & modules.keys()) - {module} for module, file in modules.items()}
+    TopologicalSorter(arrows).prepare()  # a CycleError names the circle
 
 
 @pytest.mark.parametrize("file", [*MODULES, ROOT / "cli.py"], ids=name_of)

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
@@ -12,15 +11,13 @@ from segserve.answers import Region, read_cvat
 from segserve.regions import find_classes
 from segserve.rle import cvat_rle
 from segserve.spec import ClassSpec
-
-if TYPE_CHECKING:
-    from training.flywheel.exchange import Task
+from training.flywheel.task import Task
 
 FILE = "annotations.xml"
 SHAPES = ("mask", "polygon")
 
 
-def write(tasks: Sequence["Task"], classes: Sequence[ClassSpec], model: str) -> bytes:
+def write(tasks: Sequence[Task], classes: Sequence[ClassSpec], model: str) -> bytes:
     """The file for "Upload annotations" of a CVAT task with these images; `model` is not told, CVAT has no place."""
     root = Element("annotations")
     SubElement(root, "version").text = "1.1"

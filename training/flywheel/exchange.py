@@ -8,7 +8,6 @@ Dimensions: H, W.
 import io
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -24,26 +23,15 @@ from training.flywheel import cvat, label_studio
 from training.flywheel.pseudolabel import image_files
 from training.flywheel.round import Entry, Round, link
 from training.flywheel.soft import SoftMask
+from training.flywheel.task import Task
 from training.layouts import Dataset, open_dataset
 
 Tool = Literal["cvat", "label-studio"]
 
-WRITERS: Mapping[Tool, Callable[[Sequence["Task"], Sequence[ClassSpec], str], bytes]] = {
+WRITERS: Mapping[Tool, Callable[[Sequence[Task], Sequence[ClassSpec], str], bytes]] = {
     "cvat": cvat.write,
     "label-studio": label_studio.write,
 }
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Task:
-    """One image for a person."""
-
-    file: str
-    size: tuple[int, int]
-    """Height and width."""
-    mask_HW: NDArray[np.uint8] | None
-    """What the model says; None where that is of no use."""
-    score: float
 
 
 def export_labels(found: Round, tool: Tool) -> bytes:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlparse
 
 import numpy as np
@@ -13,20 +13,18 @@ from segserve.answers import Region, read_label_studio
 from segserve.regions import find_classes
 from segserve.rle import label_studio_rle
 from segserve.spec import ClassSpec
-
-if TYPE_CHECKING:
-    from training.flywheel.exchange import Task
+from training.flywheel.task import Task
 
 FROM, TO, KIND = "tag", "image", "brushlabels"
 """The names in Label Studio's template for semantic segmentation with masks."""
 
 
-def write(tasks: Sequence["Task"], classes: Sequence[ClassSpec], model: str) -> bytes:
+def write(tasks: Sequence[Task], classes: Sequence[ClassSpec], model: str) -> bytes:
     """The file for "Import". Its images are named as files are served from local storage; `file` is their own name."""
     return json.dumps([_task(task, classes, model) for task in tasks], separators=(",", ":")).encode() + b"\n"
 
 
-def _task(task: "Task", classes: Sequence[ClassSpec], model: str) -> dict[str, Any]:
+def _task(task: Task, classes: Sequence[ClassSpec], model: str) -> dict[str, Any]:
     height, width = task.size
     regions = () if task.mask_HW is None else find_classes(task.mask_HW, np.zeros_like(task.mask_HW))
     results = [
