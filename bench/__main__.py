@@ -29,10 +29,10 @@ from tqdm import tqdm
 from bench.comparison import LOADED, Bare, Comparison, Extra, Measurement
 from bench.limit import alternating, matrix_operations, matrix_product, network_operations
 from bench.load import open_loop
+from bench.machine import processor
 from bench.section import add_section
 from bench.servers import Server, ours, peers, running
 from bench.tail import tail
-from bench.tta import processor
 from handlers.load import closed_loop
 from segserve.api import Request
 from segserve.artifact import EXAMPLE_INPUT, Artifact, load_artifact

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 
+from bench.machine import processor
 from bench.section import add_section
-from bench.tta import processor
 from segserve.spec import Task
 from training.config import Recipe, load_recipe
 from training.metrics import HEADLINE

@@ -27,8 +27,8 @@ import torch
 from matplotlib.figure import Figure
 
 from bench.hidden import Draw, Judged, draw_labels, judged, seen_by_reviewer
+from bench.machine import processor
 from bench.section import add_section
-from bench.tta import processor
 from segserve.spec import Plan
 from training.config import Recipe, load_recipe
 from training.engine import NonFiniteLoss, train

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from bench.limit import network_operations
+from bench.machine import processor
 from bench.section import add_section
-from bench.tta import processor
 from segserve.artifact import Artifact, load_artifact
 from segserve.engines.torch_engine import TorchEngine
 from segserve.prediction import Query

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import torch
 
+from bench.machine import processor
 from bench.section import add_section
-from bench.tta import processor
 from training.config import Recipe, load_recipe
 from training.engine import train
 from training.evaluate import Evaluation

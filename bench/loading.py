@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bench.tta import processor
+from bench.machine import processor
 from segserve.engines.torch_engine import best_device
 from training.config import Recipe, load_recipe
 from training.engine import _step as train_step

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 
+from bench.machine import processor
 from bench.section import add_section
-from bench.tta import processor
 from training.config import Recipe
 from training.evaluate import Evaluation
 from training.run import LOG, SCORES, Run

@@ -28,9 +28,9 @@ from scipy.optimize import nnls
 from tqdm import tqdm
 
 from bench.limit import alternating
+from bench.machine import processor
 from bench.section import add_section
 from bench.servers import ours, running
-from bench.tta import processor
 from handlers.load import Load, closed_loop
 from segserve.api import Request
 from segserve.artifact import EXAMPLE_INPUT, Artifact, load_artifact, write_spec

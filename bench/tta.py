@@ -8,7 +8,6 @@ of use on a machine without a GPU only.
 
 import argparse
 import os
-import platform
 import statistics
 import sys
 import time
@@ -23,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from bench.machine import processor
 from bench.section import add_section
 from segserve.artifact import load_artifact
 from segserve.engines.torch_engine import TorchEngine
@@ -125,14 +125,6 @@ def heading(name: str, plain: Result) -> str:
         f"{time.strftime('%Y-%m-%d')}, {processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s), "
         f"torch {torch.__version__}."
     )
-
-
-def processor() -> str:
-    """What the machine computes with."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def gains(results: Sequence[Result]) -> str:

@@ -265,7 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m loadtest.capacity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("rates", type=float, nargs="+", metavar="IMAGES_PER_SECOND")
-    parser.add_argument("--service-time", type=Path, required=True, metavar="FILE.json", help="by loadtest.replicas")
+    parser.add_argument("--service-time", type=Path, required=True, metavar="FILE.json", help="by bench.replicas")
     for name, field in Question.model_fields.items():
         parser.add_argument(f"--{name.replace('_', '-')}", metavar="N", help=f"default {field.default:g}")
     given = parser.parse_args(arguments)

@@ -65,7 +65,7 @@ class Batch:
 
 
 def read_service_time(path: Path) -> ServiceTime:
-    """What `python -m loadtest.replicas` wrote.
+    """What `python -m bench.replicas` wrote.
 
     Raises:
         ValueError: the file is not there, or is something else.

@@ -80,6 +80,11 @@ def test_no_arrow_runs_back_up(file: Path) -> None:
     assert rooms(file) & FORBIDDEN_ROOMS[file.relative_to(ROOT).parts[0]] == set()
 
 
+@pytest.mark.parametrize("file", sorted((ROOT / "loadtest").rglob("*.py")), ids=name_of)
+def test_the_load_test_does_not_know_the_benchmarks_that_use_it(file: Path) -> None:
+    assert rooms(file) & {"bench", "cli", "demo"} == set()
+
+
 def test_no_arrows_make_a_circle() -> None:
     modules = {module_of(file): file for file in MODULES}
     arrows = {module: (imports(file) & modules.keys()) - {module} for module, file in modules.items()}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest import replicas
+from bench import replicas
 from loadtest.capacity import Question, lose_zone, main, most_per_second, plan, saturation, surge
 from loadtest.service_time import ServiceTime
 
@@ -88,7 +88,7 @@ def test_the_page_has_examples() -> None:
 
 def test_the_pages_measurement_is_understood(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It takes minutes, so only that its options exist: it ends where it looks for the archive."""
-    [command] = re.findall(r"\.venv/bin/python -m loadtest\.replicas (.*)", PAGE)
+    [command] = re.findall(r"\.venv/bin/python -m bench\.replicas (.*)", PAGE)
     assert replicas.main([*shlex.split(command), "--store", str(tmp_path)]) == 2
     assert "expected an archive" in capsys.readouterr().err
 

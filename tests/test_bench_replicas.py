@@ -13,8 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from bench.replicas import checks, cluster_of, compare, front, main, read_serving, simulate
 from loadtest.record import Record, Run, Sent
-from loadtest.replicas import checks, cluster_of, compare, front, main, read_serving, simulate
 from loadtest.service_time import ServiceTime
 from segserve.spec import ModelSpec, ServingSpec
 from tests.system.toy_service import nginx_or_skip

@@ -1,6 +1,6 @@
 """Two replicas behind their gateways and one nginx, measured, and the same simulated: is the simulation true?
 
-    python -m loadtest.replicas --store runs/demo/model_store --report docs/benchmarks/DATE-capacity.md
+    python -m bench.replicas --store runs/demo/model_store --report docs/benchmarks/DATE-capacity.md
 
 Each replica has a core of its own, as if it were a machine. The profile `fit` loads both; from the workers' logs come
 the service times, which are left in OUT/service-time.json for `loadtest.capacity`. Then other loads, of other images,
@@ -19,8 +19,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.machine import processor
 from bench.section import add_section
-from bench.tta import processor
 from handlers.local_service import local_service
 from handlers.nginx import find_nginx
 from handlers.settings import GatewaySettings
@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             cluster = cluster_of(service, serving)
             records = [_sent(given, url, profile) for profile in checks(service, serving, seconds=given.seconds)]
     except (ValueError, RuntimeError) as error:
-        print(f"loadtest.replicas: {error}", file=sys.stderr)
+        print(f"bench.replicas: {error}", file=sys.stderr)
         return 2
     compared = [found for record in records for found in compare(record, service, cluster)]
     section = _section(service, compared, given)
@@ -274,7 +274,7 @@ def _section(service: ServiceTime, compared: Sequence[Compared], given: argparse
         f"## {time.strftime('%Y-%m-%d %H:%M')}, {given.model}",
         "",
         f"{processor()}, {os.cpu_count()} cores, of which each of {REPLICAS} replicas has one; the load test runs "
-        f"on them, too. Steps of {given.seconds:g} s. `python -m loadtest.replicas`.",
+        f"on them, too. Steps of {given.seconds:g} s. `python -m bench.replicas`.",
         "",
         f"Fitted to {service.batches} batches: {1000 * service.seconds_per_megapixel:.4g} ms a megapixel, "
         f"{1000 * service.seconds_per_view:.4g} ms a view, {1000 * service.seconds_per_batch:.4g} ms a batch; "
@@ -292,7 +292,7 @@ def _section(service: ServiceTime, compared: Sequence[Compared], given: argparse
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m loadtest.replicas", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m bench.replicas", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--store", type=Path, default=Path("runs/demo/model_store"), help="with NAME.mar")
     parser.add_argument("--model", default="demo-segmentation", metavar="NAME")
