@@ -1,6 +1,7 @@
-"""The network run by eager PyTorch: channels-last, and bf16 where the hardware multiplies in it.
+"""The network run by eager PyTorch: channels-last, without batch norms, and bf16 where the hardware multiplies in it.
 
-Weights and batch norm stay float32; autocast lets convolutions compute in bf16.
+Autocast decides what computes in bf16: convolutions and linear layers, but no norm. Their weights are kept in it,
+because autocast alone would convert them in every call.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -8,6 +9,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+
+from segserve.engines.folding import folded
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -38,7 +41,7 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 
 
 class TorchEngine:
-    """Calls the network on a float32 batch (B, 3, H, W); returns float32 logits on the same device."""
+    """Calls a copy of the network on a float32 batch (B, 3, H, W); returns float32 logits on the same device."""
 
     name = "torch"
 
@@ -47,7 +50,9 @@ class TorchEngine:
     ) -> None:
         self.device = torch.device(device)
         self.precision: Precision = precision or fastest_precision(self.device)
-        self.network = network.to(self.device).to(memory_format=torch.channels_last).eval()
+        self.network = folded(network).to(self.device).to(memory_format=torch.channels_last)
+        if self.precision == "bfloat16":
+            _keep_in_bfloat16(self.network)
 
     def __call__(self, images_BCHW: Tensor) -> Tensor:
         images_BCHW = images_BCHW.to(memory_format=torch.channels_last)
@@ -56,3 +61,10 @@ class TorchEngine:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return logits_BK.float()
+
+
+def _keep_in_bfloat16(network: nn.Module) -> None:
+    """The weights that autocast would convert."""
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.to(torch.bfloat16)
