@@ -85,6 +85,17 @@ def test_labelled_and_pseudo_labelled_take_turns(recipe: Recipe) -> None:
     assert batches.augment.strong is not None
 
 
+def test_unless_they_are_not_to_be_oversampled(recipe: Recipe) -> None:
+    assert recipe.pseudo is not None
+    recipe = recipe.model_copy(update={"pseudo": recipe.pseudo.model_copy(update={"oversample": False})})
+    dataset = with_round(open_dataset(recipe.data.root, "segmentation"), recipe.pseudo.round)
+    batches = build_learner(recipe, dataset, checkpoint=None, device=CPU).batches
+    num_samples = batches.order.num_samples
+    order = batches.order.of_epoch(recipe.seed, 0, num_places=num_samples)
+    assert sorted(order) == list(range(num_samples)) and batches.order.num_places == num_samples
+    assert batches.augment.strong is not None
+
+
 def test_the_digest_notices_another_mask_wherever_the_round_lies(recipe: Recipe, tmp_path: Path) -> None:
     assert recipe.pseudo is not None
     dataset = open_dataset(recipe.data.root, "segmentation")

@@ -87,12 +87,13 @@ class Order:
     """In which order an epoch takes the samples: a new one each time, and from the start again where they run out.
 
     Where the pseudo-labelled ones are more than the others, the others come round more often: every other sample is one
-    of them.
+    of them, unless `oversample` is False.
     """
 
     num_samples: int
     num_pseudo: int = 0
     """So many of them, the last ones, are pseudo-labelled."""
+    oversample: bool = True
     num_steps: int | None = None
     """Of an epoch; None: as many as `num_places` fill."""
 
@@ -102,7 +103,7 @@ class Order:
 
     @property
     def is_alternating(self) -> bool:
-        return 0 < self.num_labelled < self.num_pseudo
+        return self.oversample and 0 < self.num_labelled < self.num_pseudo
 
     @property
     def num_places(self) -> int:

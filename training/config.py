@@ -109,12 +109,14 @@ class AugmentSettings(Settings):
 class PseudoSettings(Settings):
     """A round of `segserve pseudolabel` that is trained on, too, and the strong changes its images get in addition.
 
-    Those of ST++, Yang et al. 2022, https://arxiv.org/abs/2106.05095. Where there are more such images than labelled
-    ones, every other sample is a labelled one.
+    Those of ST++, Yang et al. 2022, https://arxiv.org/abs/2106.05095.
     """
 
     round: Path
     """Its folder; a relative path starts at the current folder."""
+    oversample: bool = True
+    """Where there are more such images than labelled ones, every other sample is a labelled one, as in ST++; else each
+    image comes as often as any other."""
     jitter: float = Field(default=0.5, ge=0.0, lt=1.0)
     """Brightness, contrast and saturation: factors from 1 - x to 1 + x."""
     hue: float = Field(default=0.25, ge=0.0, le=0.5)

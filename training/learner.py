@@ -227,7 +227,12 @@ def _batches(
         batch_size=optim.batch_size,
         ranks=ranks,
         device=device,
-        order=Order(num_samples=len(data), num_pseudo=num_pseudo, num_steps=optim.steps_per_epoch),
+        order=Order(
+            num_samples=len(data),
+            num_pseudo=num_pseudo,
+            oversample=recipe.pseudo is None or recipe.pseudo.oversample,
+            num_steps=optim.steps_per_epoch,
+        ),
     )
     if batches.batch_size < 2 * ranks.count * optim.accumulate:
         raise ValueError(
