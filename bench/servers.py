@@ -48,7 +48,10 @@ class Server:
 
     @property
     def title(self) -> str:
-        return f"{self.name}, {'torch fp32' if self.engine == 'torch' else 'our engine'}"
+        """With what it runs: peers' torch computes in float32, segserve's in what is fastest."""
+        if self.engine == "ours":
+            return f"{self.name}, our engine"
+        return f"{self.name}, {'our torch engine' if self.is_ours else 'torch fp32'}"
 
 
 @dataclass(frozen=True, kw_only=True)

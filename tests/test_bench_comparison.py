@@ -23,7 +23,7 @@ def _rounds(*rates: float) -> list[Measurement]:
 COMPARISON = Comparison(
     measured={
         "segserve, our engine": _rounds(18, 99, 20),
-        "segserve, torch fp32": _rounds(5),
+        "segserve, our torch engine": _rounds(5),
         "LitServe, our engine": _rounds(16),
         "Triton, our engine": _rounds(15),
         "LitServe, torch fp32": _rounds(3),

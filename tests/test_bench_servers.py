@@ -4,6 +4,7 @@ import psutil
 import pytest
 
 from bench import servers
+from bench.peers.model import EngineOfPeer
 from bench.servers import REQUIREMENTS, Server, peers, running
 
 SCRIPT = """
@@ -67,3 +68,18 @@ def test_every_peer_is_there_and_has_its_packages() -> None:
             assert (servers.ROOT / module.partition(":")[0].replace(".", "/")).with_suffix(".py").is_file()
             assert peer.environment is None or (REQUIREMENTS / f"{peer.environment}.txt").read_text()
     assert len(peers("torch")) == len(peers("ours")) + 1
+
+
+def test_titles_say_what_runs() -> None:
+    engines: tuple[EngineOfPeer, ...] = ("torch", "ours")
+    titles = [
+        Server(name=name, engine=engine, command=(), path="/").title
+        for name in ("segserve", "LitServe")
+        for engine in engines
+    ]
+    assert titles == [
+        "segserve, our torch engine",
+        "segserve, our engine",
+        "LitServe, torch fp32",
+        "LitServe, our engine",
+    ]
