@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from handlers.torchserve import free_port
+from handlers.torchserve import free_ports
 
 START_SECONDS = 180
 STOP_SECONDS = 90
@@ -46,7 +46,7 @@ def local_service(
         within: a command that runs its arguments.
         log: where it writes, errors included; None: where this process does.
     """
-    inference, management, ops = free_port(), free_port(), free_port()
+    inference, management, ops = free_ports(3)
     ports = ["--inference-port", str(inference), "--management-port", str(management), "--ops-port", str(ops)]
     command = [*within, sys.executable, "-m", "cli", "serve", "--store", str(store), *ports, *arguments]
     process = subprocess.Popen(command, stdout=log, stderr=None if log is None else subprocess.STDOUT)

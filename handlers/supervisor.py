@@ -82,10 +82,11 @@ class _Service:
         self.models = models
         self.folder = folder
         self.signals = signals
-        self.metrics_port = torchserve.free_port()
+        taken = {settings.inference_port, settings.management_port, settings.ops_port}
+        self.metrics_port, inside = torchserve.free_ports(2, apart_from=taken)
         self.began = time.monotonic()
         self.delete_at = self.began
-        self.inner = _behind_gateway(settings) if settings.gateway else settings
+        self.inner = _behind_gateway(settings, port=inside) if settings.gateway else settings
         """TorchServe's own view: where it listens itself."""
         waiting_batches = settings.gateway.waiting_batches if settings.gateway else 0
         self.places = nginx.places(models, waiting_batches=waiting_batches)
@@ -277,8 +278,8 @@ class _Service:
         _say(f"ops http://{host}:{self.settings.ops_port}/metrics")
 
 
-def _behind_gateway(settings: ServeSettings) -> ServeSettings:
-    return settings.model_copy(update={"host": LOOPBACK, "inference_port": torchserve.free_port()})
+def _behind_gateway(settings: ServeSettings, *, port: int) -> ServeSettings:
+    return settings.model_copy(update={"host": LOOPBACK, "inference_port": port})
 
 
 @contextlib.contextmanager

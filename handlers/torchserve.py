@@ -4,6 +4,7 @@ The `torchserve` script is not used: it keeps a pid file in the machine's tempor
 could run, and it forwards no signal. Options are described in https://docs.pytorch.org/serve/configuration.html.
 """
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -13,7 +14,7 @@ import string
 import subprocess
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -157,8 +158,19 @@ def java_version(executable: Path) -> int | None:
 
 def free_port() -> int:
     """A loopback port that nobody listens on at this moment."""
-    with socket.create_server((LOOPBACK, 0)) as probe:
-        return int(probe.getsockname()[1])
+    [port] = free_ports(1)
+    return port
+
+
+def free_ports(count: int, *, apart_from: Collection[int] = ()) -> list[int]:
+    """So many of them, all different, and none of those that somebody is about to listen on."""
+    found: list[int] = []
+    with contextlib.ExitStack() as probes:
+        while len(found) < count:
+            port = int(probes.enter_context(socket.create_server((LOOPBACK, 0))).getsockname()[1])
+            if port not in apart_from:
+                found.append(port)
+    return found
 
 
 def properties_text(settings: ServeSettings, *, metrics_port: int) -> str:

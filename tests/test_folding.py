@@ -9,16 +9,14 @@ from segserve.spec import Architecture, NetworkSpec, Task
 NETWORKS: list[tuple[Architecture, str, Task]] = [
     ("unet", "resnet18", "segmentation"),
     ("unet", "mobilenet_v3_small", "segmentation"),
-    ("fcn", "resnet50", "segmentation"),
     ("deeplabv3", "mobilenet_v3_large", "segmentation"),
     ("lraspp", "mobilenet_v3_large", "segmentation"),
     ("classifier", "googlenet", "classification"),
     ("classifier", "efficientnet_b0", "classification"),
     ("classifier", "regnet_y_400mf", "classification"),
     ("classifier", "shufflenet_v2_x0_5", "classification"),
-    ("classifier", "vgg11_bn", "classification"),
 ]
-WITHOUT_PAIRS = ["convnext_tiny", "swin_t", "swin_v2_t", "alexnet"]
+WITHOUT_PAIRS = ["convnext_tiny", "swin_t"]
 
 
 def built(architecture: Architecture, encoder: str, task: Task) -> nn.Module:

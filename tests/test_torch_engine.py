@@ -44,7 +44,7 @@ def by_autocast_alone(network: nn.Module, images_BCHW: Tensor) -> Tensor:
     return logits.float()
 
 
-@pytest.mark.parametrize("encoder", ["alexnet", "convnext_tiny", "swin_t", "swin_v2_t"])
+@pytest.mark.parametrize("encoder", ["convnext_tiny", "swin_v2_t"])
 def test_weights_that_are_kept_in_bfloat16_are_those_that_autocast_makes(encoder: str) -> None:
     network = network_of("classifier", encoder, "classification")
     network.to(memory_format=torch.channels_last)

@@ -185,6 +185,25 @@ def test_a_free_port_can_be_listened_on_again() -> None:
     assert 1024 <= torchserve.free_port() < 65536
 
 
+def test_free_ports_are_different_and_none_of_those_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    ports = iter([40_001, 40_002, 40_003])
+
+    class Probe:
+        def __enter__(self) -> "Probe":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def getsockname(self) -> tuple[str, int]:
+            return "127.0.0.1", next(ports)
+
+    monkeypatch.setattr("handlers.torchserve.socket.create_server", lambda address: Probe())
+    assert torchserve.free_ports(2, apart_from={40_002}) == [40_001, 40_003]
+    monkeypatch.undo()
+    assert len(set(torchserve.free_ports(50))) == 50
+
+
 def test_the_run_folder_is_made(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.make()

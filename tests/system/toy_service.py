@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from handlers.supervisor import ServeSettings
-from handlers.torchserve import free_port
+from handlers.torchserve import free_ports
 
 ROOT = Path(__file__).parents[2]
 START = """
@@ -203,7 +203,7 @@ def serving(
     **options: Any,
 ) -> Iterator[Service]:
     """Start a service on free ports; end it whatever happens. `within`: a command that runs its arguments."""
-    ports = {name: free_port() for name in ("inference_port", "management_port", "ops_port")}
+    ports = dict(zip(("inference_port", "management_port", "ops_port"), free_ports(3), strict=True))
     settings = ServeSettings(store=store, **{**ports, **options})
     process = subprocess.Popen(
         [*within, sys.executable, "-c", START, settings.model_dump_json()],
