@@ -16,7 +16,7 @@ import psutil
 from bench.peers import model
 from handlers.archive import package
 from handlers.load import Target, closed_loop
-from handlers.torchserve import free_port
+from handlers.torchserve import free_port, free_ports
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENTS = Path("runs/bench/peers")
@@ -115,7 +115,7 @@ def ours(artifact: Path, engine: model.EngineOfPeer, *, folder: Path) -> Server:
     store = folder / "store"
     if not (store / f"{NAME}.mar").is_file():
         package(artifact, name=NAME, store=store)
-    ports = [f"--{kind}-port={free_port()}" for kind in ("management", "ops")]
+    ports = [f"--{kind}-port={port}" for kind, port in zip(("management", "ops"), free_ports(2), strict=True)]
     return Server(
         name=_OURS,
         engine=engine,

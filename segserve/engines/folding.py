@@ -44,13 +44,18 @@ def _pairs(graph: torch.fx.Graph, network: nn.Module) -> Iterator[tuple[str, str
     """Paths of each convolution and its batch norm, both of which run once."""
     runs = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
     for node in graph.nodes:
-        if node.op != "call_module" or not isinstance(network.get_submodule(str(node.target)), nn.BatchNorm2d):
+        if not isinstance(_module(node, network), nn.BatchNorm2d):
             continue
         (source,) = node.all_input_nodes
-        if source.op != "call_module" or not isinstance(network.get_submodule(str(source.target)), nn.Conv2d):
+        if not isinstance(_module(source, network), nn.Conv2d):
             continue
         if len(source.users) == runs[str(source.target)] == runs[str(node.target)] == 1:
             yield str(source.target), str(node.target)
+
+
+def _module(node: torch.fx.Node, network: nn.Module) -> nn.Module | None:
+    """What runs there; None where it is no module."""
+    return network.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
 def _replace(network: nn.Module, path: str, module: nn.Module) -> None:
