@@ -323,6 +323,25 @@ def test_parts_of_a_batch_add_up_to_its_gradient(data: Path, monkeypatch: pytest
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * scale)
 
 
+def test_averages_of_weights_without_a_gradient_do_not_stay_denormal(data: Path) -> None:
+    """A head of zeros gives the layers before it no gradient; Intel's CPUs are slow with what AdamW then averages."""
+    one = build_learner(_recipe(data), open_dataset(data / "segmentation", "segmentation"), checkpoint=None, device=CPU)
+    batch, *_ = one.batches.batches(0)
+    first = next(one.network.parameters())
+
+    def step_behind_a_head_of_zeros() -> list[Tensor]:
+        with torch.no_grad():
+            for weight in one.network.get_submodule("head").parameters():
+                weight.zero_()
+        engine._step(one, *batch)
+        return [one.optimizer.state[first][name] for name in ("exp_avg", "exp_avg_sq")]
+
+    for average in step_behind_a_head_of_zeros():
+        average.fill_(1e-39)
+    assert not any(average.any() for average in step_behind_a_head_of_zeros())
+    assert (torch.full((9,), 1e-39) * 1.0).all(), "the optimiser's step alone is computed so"
+
+
 # --- what is refused ---
 
 

@@ -9,8 +9,8 @@ Dimensions: B batch, K classes, C channels, H, W.
 import math
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Never
 
@@ -192,9 +192,21 @@ def _step(learner: Learner, images_BCHW: Tensor, truths_B: Tensor) -> float:
         )
     for group in optimizer.param_groups:
         group["lr"] = rate
-    optimizer.step()
+    with _denormals_flushed():
+        optimizer.step()
     learner.averaged.update_parameters(learner.network)
     return float(value)
+
+
+@contextmanager
+def _denormals_flushed() -> Iterator[None]:
+    """Numbers below 1e-38 count as 0: some CPUs are twenty times as slow with them, and a weight without a gradient,
+    as behind a dead unit, leaves the optimiser nothing else to average."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def _backward(learner: Learner, images_BCHW: Tensor, truths_B: Tensor) -> Tensor:
