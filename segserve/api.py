@@ -25,6 +25,11 @@ HOW_TO_SEND = (
 )
 
 
+MAX_JSON_ITEMS = 10_000
+"""Most keys and list entries in a JSON body: pydantic keeps a fault for each wrong one, a thousand times its bytes."""
+MAX_LIST_CHARACTERS = 65_536
+"""Of a list as text: 255 names of classes are shorter."""
+
 Form = Literal["png", "json", "coco", "cvat", "labelstudio", "hf", "npz"]
 Render = Literal["index", "overlay", "confidence", "uncertainty"]
 Precision = Literal["uint8", "float16"]
@@ -33,9 +38,9 @@ Precision = Literal["uint8", "float16"]
 class Options(Settings):
     """What a client may ask for; the first value of each is the default."""
 
-    format: tuple[Form, ...] = ()
+    format: tuple[Form, ...] = Field(default=(), fail_fast=True)
     """Empty: by the Accept header, else PNG for segmentation and JSON for labels. Several: `multipart/mixed`."""
-    render: tuple[Render, ...] = ("index",)
+    render: tuple[Render, ...] = Field(default=("index",), fail_fast=True)
     """What PNG answers show; several: one PNG each, in `multipart/mixed`."""
     masks: Literal["rle", "polygons", "png", "none"] = "rle"
     """How JSON answers, COCO included, hold the masks."""
@@ -45,7 +50,7 @@ class Options(Settings):
     """How the views' answers are joined, see `segserve.tta`."""
     measure: Measure = "entropy"
     """What `render=uncertainty` shows."""
-    classes: tuple[str, ...] = ()
+    classes: tuple[str, ...] = Field(default=(), fail_fast=True)
     """Names of the classes asked for; empty, or the word `all`: all."""
     objects: bool = False
     """Also each connected region (8 neighbours) of a class: its box, area, centroid and confidence."""
@@ -70,12 +75,21 @@ class Options(Settings):
     def _comma_list(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
-        return tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
+        if len(value) > MAX_LIST_CHARACTERS:
+            raise ValueError(
+                f"expected at most {MAX_LIST_CHARACTERS} characters, but got {len(value)}: send fewer names"
+            )
+        return tuple(name.strip() for name in value.split(",") if name.strip())
 
     @field_validator("classes", mode="before")
     @classmethod
     def _word_all(cls, value: object) -> object:
         return () if value == "all" else value
+
+    @field_validator("format", "render", "classes")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(value))
 
     @field_validator("render")
     @classmethod
@@ -202,6 +216,12 @@ def _as_text(fields: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def _read_json(body: bytes) -> tuple[bytes, Mapping[str, Any]]:
+    num_items = sum(map(body.count, (b",", b"[", b"{")))
+    if num_items > MAX_JSON_ITEMS:
+        raise Problem(
+            "bad-body",
+            f"expected at most {MAX_JSON_ITEMS} keys and list entries in JSON, but got {num_items}: send fewer",
+        )
     try:
         document = json.loads(body)
     except (ValueError, RecursionError) as error:

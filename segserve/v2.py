@@ -29,6 +29,8 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 INPUT = "image"
 MAX_JSON_BYTES = 16 * 2**20
 """Numbers in JSON take up to thirty times their bytes of memory while they are read."""
+MAX_KEYS = 10_000
+"""Most keys in a request's JSON, where images are lists of numbers: see `api.MAX_JSON_ITEMS`."""
 MAX_IMAGES = 64
 """Most images in one request: as many views as a full batch of plain requests with `tta=d4` has."""
 
@@ -68,7 +70,7 @@ class InputTensor(Settings):
     """The images."""
 
     name: str
-    shape: tuple[StrictInt, ...]
+    shape: tuple[StrictInt, ...] = Field(fail_fast=True)
     """B, H, W, 3; or H, W, 3 of one image."""
     datatype: str
     parameters: InputParameters = InputParameters()
@@ -97,8 +99,8 @@ class InferRequest(Settings):
     """Comes back in the answer."""
     parameters: dict[str, Any] = Field(default_factory=dict)
     """Options, and `binary_data_output`: whether outputs that do not say otherwise come after the JSON."""
-    inputs: tuple[InputTensor, ...]
-    outputs: tuple[RequestedOutput, ...] = ()
+    inputs: tuple[InputTensor, ...] = Field(fail_fast=True)
+    outputs: tuple[RequestedOutput, ...] = Field(default=(), fail_fast=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +199,9 @@ def _split(request: api.Request) -> tuple[bytes, memoryview]:
 
 
 def _parse(head: bytes) -> InferRequest:
+    num_keys = head.count(b":")
+    if num_keys > MAX_KEYS:
+        raise Problem("bad-body", f"expected at most {MAX_KEYS} keys in JSON, but got {num_keys}: send fewer")
     try:
         return InferRequest.model_validate(json.loads(head))
     except ValidationError as error:

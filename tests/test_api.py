@@ -1,5 +1,7 @@
 import base64
 import json
+import re
+import tracemalloc
 from collections.abc import Mapping
 from typing import Any
 
@@ -255,7 +257,7 @@ def test_other_content_types_are_answered_with_how_to_send(content_type: str) ->
         (b"", "expected a JSON object, but it cannot be parsed"),
         (b"{", "expected a JSON object, but it cannot be parsed"),
         (b"\xff\xfe{}", "expected a JSON object, but it cannot be parsed"),
-        (b"[" * 100_000, "expected a JSON object, but it cannot be parsed"),
+        (b"[" * 9_000, "expected a JSON object, but it cannot be parsed"),
         (b"[1]", "expected a JSON object with the image as base64 text under 'image'"),
         (b"null", "expected a JSON object with the image as base64 text under 'image'"),
         (b'{"tta": "d4"}', "expected a JSON object with the image as base64 text under 'image'"),
@@ -289,6 +291,46 @@ def test_a_form_needs_the_field_image(fields: dict[str, bytes], words: str) -> N
 def test_nested_json_is_a_clients_fault_at_any_depth(name: str, depth: int) -> None:
     body = f'{{"image": "", "{name}": {"[" * depth}{"]" * depth}}}'.encode()
     assert refused(json_request(body)).status == 400
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        f'"classes": {[1] * 300_000}',
+        ", ".join(f'"k{number}": 0' for number in range(300_000)),
+        f'"classes": {"[" * 300_000}',
+        f'"tta": [{"{}," * 300_000}{{}}]',
+    ],
+    ids=["entries", "keys", "lists", "objects"],
+)
+def test_wide_json_is_refused_before_it_is_read(rest: str) -> None:
+    """pydantic's faults would take a kilobyte each."""
+    body = f'{{"image": "", {rest}}}'.encode()
+    tracemalloc.start()
+    try:
+        problem = refused(json_request(body))
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+    assert (problem.kind, problem.status) == ("bad-body", 400)
+    assert re.match("expected at most 10000 keys and list entries in JSON, but got [36]0000[0-9]", problem.detail)
+
+
+def test_of_a_list_the_first_fault_is_told() -> None:
+    assert refused(request("json", {"classes": [1] * 5000})).detail.count("expected") == 1
+    assert refused(request("form", {"render": ",".join(map(str, range(5000)))})).detail.count("expected") == 1
+
+
+def test_a_list_as_text_is_bounded() -> None:
+    assert "expected at most 65536 characters" in refused(request("form", {"classes": "a," * 40_000})).detail
+
+
+@pytest.mark.parametrize("carrier", CARRIERS)
+def test_what_is_named_twice_is_given_once(carrier: str) -> None:
+    twice = {"format": ["png", "json", "png"], "render": ["overlay", "overlay"], "classes": ["a", "b", "a"]}
+    raw = twice if carrier == "json" else {name: ",".join(values) for name, values in twice.items()}
+    _, options = parse_request(request(carrier, raw))
+    assert (options.format, options.render, options.classes) == (("png", "json"), ("overlay",), ("a", "b"))
 
 
 def test_bytes_that_are_no_text_are_a_wrong_option() -> None:
