@@ -43,9 +43,10 @@ def predict_files(
         Each image when it is done, with what was wrong with it or None; a broken image stops nobody else's.
 
     Raises:
-        ValueError: two images would write the same files.
+        ValueError: two images would write the same files, or an answer would take an image's place.
     """
     check_stems([image.stem for image in images])
+    _check_apart(images, out)
     out.mkdir(parents=True, exist_ok=True)
     size = artifact.spec.serving.batch_size
     for first in range(0, len(images), size):
@@ -65,6 +66,15 @@ def check_stems(stems: Sequence[str]) -> None:
     if twice:
         shown = ", ".join(twice[:10]) + (", ..." if len(twice) > 10 else "")
         raise ValueError(f"expected different file names, but several are called {shown}: call once for each")
+
+
+def _check_apart(images: Sequence[Path], out: Path) -> None:
+    written = {(out / f"{image.stem}{suffix}").resolve() for image in images for suffix in (".png", ".json")}
+    lost = sorted(str(image) for image in images if image.resolve() in written)
+    if lost:
+        raise ValueError(
+            f"expected another folder for the answers, as one would take the place of {lost[0]}: change --out"
+        )
 
 
 def answers(
