@@ -15,6 +15,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from typing import Any, NamedTuple
 
 from segserve.trace import Trace
@@ -109,15 +110,24 @@ class Exporter:
             self._dropped += 1
 
     def _run(self) -> None:
+        said = 0
         while True:
             spans = [self._waiting.get()]
             time.sleep(EVERY_SECONDS)
             spans += [self._waiting.get_nowait() for _ in range(self._waiting.qsize())]
-            try:
-                self._send(spans)
-            except OSError as error:
-                self._dropped += len(spans)
-                logger.warning("expected %s to take spans, but got %s: %d dropped", self.address, error, self._dropped)
+            reason = self._attempt(spans)
+            if self._dropped > said:
+                said = self._dropped
+                logger.warning("expected %s to take spans, but got %s: %d dropped", self.address, reason, said)
+
+    def _attempt(self, spans: Sequence[RequestSpan]) -> str:
+        """What hinders spans from being sent; those of a failed attempt are dropped."""
+        try:
+            self._send(spans)
+        except (OSError, HTTPException, ValueError) as error:
+            self._dropped += len(spans)
+            return repr(error) if isinstance(error, HTTPException) else str(error)
+        return "more than it takes"
 
     def _send(self, spans: Sequence[RequestSpan]) -> None:
         resource = {"attributes": _attributes({"service.name": self.service})}

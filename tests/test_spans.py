@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import queue
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -175,6 +176,37 @@ def test_what_nobody_takes_is_dropped_and_said(collector: Collector) -> None:
     collector.status = 200
     exporter.add(a_span())
     assert len(collector.spans()) == 1
+
+
+def test_an_answer_of_another_protocol_is_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Port 4317 speaks HTTP/2."""
+    monkeypatch.setattr(spans, "EVERY_SECONDS", 0.05)
+    written = io.StringIO()
+    start_log(written)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        exporter = Exporter(address=f"http://127.0.0.1:{listening.getsockname()[1]}/v1/traces")
+        for count in (1, 2):
+            exporter.add(a_span())
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"\0\0\6\4\0\0\0\0\0\0\5\0\0\100\0")
+            deadline = time.monotonic() + 30
+            while f"{count} dropped" not in written.getvalue() and time.monotonic() < deadline:
+                time.sleep(0.02)
+            assert f"{count} dropped" in written.getvalue()
+
+
+def test_what_came_too_fast_is_said(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.StringIO()
+    start_log(written)
+    exporter = Exporter(address=collector.url)
+    for _ in range(2 * spans.MOST_WAITING):
+        exporter.add(a_span())
+    deadline = time.monotonic() + 30
+    while "more than it takes" not in written.getvalue() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert f"{exporter._dropped} dropped" in written.getvalue()
 
 
 def test_a_collector_that_hangs_holds_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
