@@ -140,7 +140,7 @@ def _coco_mask(segmentation: Any, size: tuple[int, int] | None) -> Bools | None:
 
 
 def read_cvat(body: bytes) -> tuple[Region, ...]:
-    """`format=cvat`. Polygons of one group are one region."""
+    """`format=cvat`. Shapes of one group are one region, if they have one label, too: people group what they like."""
     regions = []
     for image in ElementTree.fromstring(body).iter("image"):
         size = int(image.attrib["height"]), int(image.attrib["width"])
@@ -154,7 +154,8 @@ def read_cvat(body: bytes) -> tuple[Region, ...]:
 def _groups(image: Element) -> Sequence[Sequence[Element]]:
     groups: dict[object, list[Element]] = defaultdict(list)
     for shape in image:
-        groups[shape.get("group_id") or shape].append(shape)
+        group = shape.get("group_id")
+        groups[(group, shape.get("label"), shape.get("z_order")) if group else shape].append(shape)
     return list(groups.values())
 
 
@@ -281,8 +282,9 @@ def _coco_rle(rle: Mapping[str, Any]) -> Bools:
 
 
 def _rasterised(polygons: Sequence[Any], size: tuple[int, int]) -> Bools:
-    """The pixels whose centres lie inside; polygons of rings of points, as in GeoJSON."""
+    """The pixels whose centres lie inside; polygons of rings of points, as in GeoJSON, closed or not."""
     from rasterio.features import rasterize
 
-    shape = {"type": "MultiPolygon", "coordinates": polygons}
+    closed = [[[*ring, ring[0]] for ring in polygon] for polygon in polygons]
+    shape = {"type": "MultiPolygon", "coordinates": closed}
     return np.asarray(rasterize([(shape, 1)], out_shape=size, dtype=np.uint8), dtype=np.bool_)

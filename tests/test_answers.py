@@ -171,6 +171,34 @@ def test_coco_polygons_need_the_size(spec: ModelSpec) -> None:
         answers.read_coco(written)
 
 
+TRIANGLE = np.tri(8, dtype=np.bool_)
+
+
+def test_a_triangle_is_a_region() -> None:
+    """Its ring has three points where it is not closed."""
+    in_coco = json.dumps([{"category_id": 1, "segmentation": [[0, 0, 8, 8, 0, 8]]}]).encode()
+    in_cvat = cvat('<polygon label="car" points="0,0;8,8;0,8"/>')
+    for (region,) in (answers.read_coco(in_coco, size=(8, 8)), answers.read_cvat(in_cvat)):
+        assert region.mask_HW is not None
+        assert np.array_equal(region.mask_HW | np.eye(8, dtype=np.bool_), TRIANGLE)
+
+
+def test_shapes_that_a_person_grouped_keep_their_labels() -> None:
+    shapes = [("sky", 0, 0), ("car", 4, 0), ("sky", 2, 0), ("sky", 6, 1)]
+    body = cvat(
+        "".join(
+            f'<polygon label="{label}" group_id="1" z_order="{layer}" points="{x},0;{x + 2},0;{x + 2},8;{x},8"/>'
+            for label, x, layer in shapes
+        )
+    )
+    found = [(region.label, np.flatnonzero(region.mask_HW[0]).tolist()) for region in answers.read_cvat(body)]  # type: ignore[index]
+    assert found == [("sky", [0, 1, 2, 3]), ("car", [4, 5]), ("sky", [6, 7])]
+
+
+def cvat(shapes: str) -> bytes:
+    return f'<annotations><image width="8" height="8">{shapes}</image></annotations>'.encode()
+
+
 def test_other_multipart_is_refused() -> None:
     with pytest.raises(ValueError, match="expected multipart/mixed with a boundary, but got 'image/png'"):
         answers.read_mixed("image/png", b"")
