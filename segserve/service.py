@@ -283,13 +283,17 @@ class Service:
             for query in item.queries:
                 megapixels = query.image_HWC[..., 0].size / 1e6
                 metrics.IMAGE_MEGAPIXELS.labels(self.model.name).observe(megapixels)
-            for query, prediction in zip(item.queries, item.predictions, strict=False):
-                self._answers.count(prediction)
-                if self.doubtful is not None:
-                    self.doubtful.offer(query, prediction)
+            if _outcome(item) == "ok":
+                self._record_answers(item)
             self._log(item, seconds=now - item.arrived, batch=len(items))
             if self.exporter is not None:
                 self.exporter.add(self._span(item, now=now, batch=len(items)))
+
+    def _record_answers(self, item: _Item) -> None:
+        for query, prediction in zip(item.queries, item.predictions, strict=True):
+            self._answers.count(prediction)
+            if self.doubtful is not None:
+                self.doubtful.offer(query, prediction)
 
     def _span(self, item: _Item, *, now: float, batch: int) -> RequestSpan:
         status = item.response.status if item.response else 500

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from cli import main
 from handlers.settings import ServeSettings, read_doubtful
+from segserve import metrics
 from segserve.api import ModelInfo, Request
 from segserve.artifact import Artifact
 from segserve.doubtful import DoubtfulSettings, delete_old
@@ -129,6 +130,20 @@ def test_what_was_refused_is_not_kept(service: Service) -> None:
     (response,) = service.handle([Request(headers={}, fields={"body": b"no image"})])
     assert response.status == 415
     assert files(kept_by(service)) == []
+
+
+def test_what_cannot_be_answered_is_not_kept(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("segserve.service.MAX_ANSWER_BYTES", 10)
+    before = pixels_answered()
+    (response,) = service.handle([Request(headers={}, fields={"body": photograph()[0]})])
+    assert response.status == 413
+    assert files(kept_by(service)) == []
+    assert pixels_answered() == before
+
+
+def pixels_answered() -> float:
+    [family] = metrics.CLASS_PIXELS.collect()
+    return sum(sample.value for sample in family.samples if sample.name.endswith("_total"))
 
 
 def test_an_image_is_kept_once_however_often_it_comes(service: Service) -> None:
