@@ -240,7 +240,7 @@ class Client:
         deadline = time.monotonic() + self.timeout
         for attempt in count():
             try:
-                return self._send(request, seconds=deadline - time.monotonic())
+                return self._send(request, deadline=deadline)
             except ServiceError as error:
                 pause = _pause(error, attempt)
                 is_in_time = time.monotonic() + pause < deadline
@@ -249,9 +249,9 @@ class Client:
             time.sleep(pause)
         raise AssertionError("count() has no end")
 
-    def _send(self, request: Mapping[str, Any], *, seconds: float) -> httpx.Response:
+    def _send(self, request: Mapping[str, Any], *, deadline: float) -> httpx.Response:
         try:
-            response = self._http.post(self._address, timeout=max(seconds, 0.001), **request)
+            response = self._post(request, deadline=deadline)
         except UNSENT as error:
             sentence = f"expected a service at {self._address}, but it cannot be reached ({error}): is it running?"
             raise ConnectionFailed(sentence, was_sent=False) from error
@@ -264,6 +264,23 @@ class Client:
         if not response.is_success:
             raise _problem(response)
         return response
+
+    def _post(self, request: Mapping[str, Any], *, deadline: float) -> httpx.Response:
+        """httpx's own timeout begins anew with each byte that comes."""
+        seconds = max(deadline - time.monotonic(), 0.001)
+        with self._http.stream("POST", self._address, timeout=seconds, **request) as coming:
+            chunks = []
+            for chunk in coming.iter_raw():
+                chunks.append(chunk)
+                if time.monotonic() > deadline:
+                    raise httpx.ReadTimeout("the answer is not whole yet", request=coming.request)
+        return httpx.Response(
+            coming.status_code,
+            headers=coming.headers,
+            content=b"".join(chunks),
+            request=coming.request,
+            extensions=coming.extensions,
+        )
 
 
 REGION_READERS: Mapping[str, Callable[[bytes], tuple[Region, ...]]] = {
@@ -331,7 +348,7 @@ def _encoded(image: ImageSource) -> bytes:
 
 def _body(image: bytes, options: Options) -> dict[str, Any]:
     """A form, which is read fastest; JSON where `classes` are named, since names may hold commas."""
-    given = options.model_dump(mode="json", include=options.model_fields_set)
+    given = options.model_dump(mode="json", include=options.model_fields_set, exclude_none=True)
     if options.classes:
         return {"json": {"image": base64.b64encode(image).decode(), **given}}
     return {"files": {"image": image}, "data": {name: _as_text(value) for name, value in given.items()}}

@@ -66,8 +66,11 @@ def scripted(*answers: Answer) -> Iterator[Script]:
             for name, value in {**headers, "Content-Length": str(len(content))}.items():
                 self.send_header(name, value)
             self.end_headers()
-            with contextlib.suppress(BrokenPipeError):  # a client that waits no longer
-                self.wfile.write(content)
+            pieces = [content[at : at + 1] for at in range(len(content))] if "Drip" in headers else [content]
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # a client that waits no longer
+                for piece in pieces:
+                    self.wfile.write(piece)
+                    time.sleep(float(headers.get("Drip", 0)))
 
         def log_message(self, *_: Any) -> None:
             """Quiet."""
@@ -340,6 +343,17 @@ def test_no_answer_in_time_is_not_asked_for_again() -> None:
     error, script = failure((200, {"Slow": "1.5"}, b"late"), timeout=0.5)
     assert str(error).endswith("within 0.5 s, but none came: raise the timeout, or ask for less")
     assert len(script.requests) == 1
+
+
+def test_the_timeout_is_that_of_the_whole_answer() -> None:
+    begin = time.monotonic()
+    error, _ = failure((200, {"Drip": "0.2"}, bytes(20)), timeout=0.5)
+    assert str(error).endswith("within 0.5 s, but none came: raise the timeout, or ask for less")
+    assert time.monotonic() - begin < 2
+
+
+def test_no_deadline_is_none() -> None:
+    assert sent(IMAGE, deadline_ms=None)[1].deadline_ms is None
 
 
 def test_a_connection_that_breaks_off_is_not_asked_for_again() -> None:
