@@ -238,6 +238,34 @@ def test_what_does_not_fit_is_refused(
     assert found.entries() == before
 
 
+def rectangle(label: str, box: tuple[int, int, int, int], *, layer: int = 0, group: int | None = None) -> str:
+    left, top, right, bottom = box
+    grouped = "" if group is None else f'group_id="{group}"'
+    points = f"{left},{top};{right},{top};{right},{bottom};{left},{bottom}"
+    return f'<polygon label="{label}" z_order="{layer}" {grouped} points="{points}"/>'
+
+
+def cvat_file(path: Path, shapes: dict[str, list[str]], *, sides: Sequence[int]) -> Path:
+    images = [
+        f'<image name="{name}.png" width="{side}" height="{side}">{"".join(each)}</image>'
+        for (name, each), side in zip(shapes.items(), sides, strict=True)
+    ]
+    path.write_text(f"<annotations>{''.join(images)}</annotations>")
+    return path
+
+
+def test_a_group_in_cvat_says_nothing_of_classes_and_layers(found: Round, tmp_path: Path) -> None:
+    lowest, middle, topmost = CLASSES[1], CLASSES[2], CLASSES[1]
+    shapes = [
+        rectangle(lowest.name, (0, 0, 20, 48), layer=0, group=7),
+        rectangle(middle.name, (10, 0, 48, 48), layer=1, group=7),
+        rectangle(topmost.name, (40, 0, 48, 48), layer=2, group=7),
+    ]
+    import_labels(cvat_file(tmp_path / "labels", {"drawing-000": shapes}, sides=[48]), found.path)
+    row = np.asarray(Image.open(found.mask("drawing-000")))[0].tolist()
+    assert row == [lowest.id] * 10 + [middle.id] * 30 + [topmost.id] * 8
+
+
 def test_a_data_set_without_void_takes_whole_masks_only(found: Round, tmp_path: Path) -> None:
     write_segmentation_set(tmp_path / "set", seed=0, num_train=1, num_val=1, side=48)
     edits = {"drawing-000": edited(found, "drawing-000")}

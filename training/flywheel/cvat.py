@@ -82,13 +82,14 @@ def read(body: bytes) -> Iterator[tuple[str, Sequence[Region]]]:
         )
         alone = Element("annotations")
         alone.append(Element("image", image.attrib))
-        alone[0].extend(map(_closed, shapes))
+        alone[0].extend(map(_one, shapes))
         yield image.attrib["name"], read_cvat(ElementTree.tostring(alone))
 
 
-def _closed(shape: Element) -> Element:
-    """A polygon with its first point again at the end: a triangle is a ring of four points."""
-    if shape.tag != "polygon":
-        return shape
-    points = shape.attrib["points"].split(";")
-    return Element("polygon", {**shape.attrib, "points": ";".join([*points, points[0]])})
+def _one(shape: Element) -> Element:
+    """Out of its group, which may hold any labels and layers, while `read_cvat` makes one region of it; and closed."""
+    attributes = {name: value for name, value in shape.attrib.items() if name != "group_id"}
+    if shape.tag == "polygon":
+        points = attributes["points"].split(";")
+        attributes["points"] = ";".join([*points, points[0]])  # A triangle is a ring of four points.
+    return Element(shape.tag, attributes)
