@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cli import main
-from tests.rounds import CLASSES, made_round
+from tests.rounds import CLASSES, files_of, made_round
 from training.data import IGNORE
 from training.flywheel.decisions import VERDICTS, apply_review
 from training.flywheel.exchange import Tool, export_labels, import_labels
@@ -264,6 +264,30 @@ def test_a_group_in_cvat_says_nothing_of_classes_and_layers(found: Round, tmp_pa
     import_labels(cvat_file(tmp_path / "labels", {"drawing-000": shapes}, sides=[48]), found.path)
     row = np.asarray(Image.open(found.mask("drawing-000")))[0].tolist()
     assert row == [lowest.id] * 10 + [middle.id] * 30 + [topmost.id] * 8
+
+
+def test_of_a_file_that_is_refused_nothing_is_taken(
+    found: Round, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its second image is of another size; before it come one that waits for a person, and one that is accepted."""
+    for name in ("drawing-000", "drawing-004"):
+        shapes = {each: [rectangle("cell", (0, 0, 20, 20))] for each in (name, "drawing-001")}
+        file = cvat_file(tmp_path / "labels", shapes, sides=[48, 24])
+        before = files_of(found.path)
+        assert main(["import-labels", str(file), "--into", str(found.path)]) == 2
+        assert "expected a mask of the size of drawing-001, 48 x 48, but got 24 x 24" in capsys.readouterr().err
+        assert files_of(found.path) == before
+
+
+def test_of_a_file_that_is_refused_a_data_set_takes_nothing(tmp_path: Path) -> None:
+    write_segmentation_set(tmp_path / "set", seed=0, num_train=2, num_val=1, side=48)
+    before = files_of(tmp_path / "set")
+    whole, part = [rectangle("cell", (0, 0, 48, 48))], [rectangle("cell", (0, 0, 20, 20))]
+    file = tmp_path / "labels"
+    for second, side, sentence in ((whole, 24, "a mask of the size of 0001"), (part, 48, "a class for every pixel of")):
+        with pytest.raises(ValueError, match=sentence):
+            import_labels(cvat_file(file, {"0000": whole, "0001": second}, sides=[48, side]), tmp_path / "set")
+        assert files_of(tmp_path / "set") == before
 
 
 def test_a_data_set_without_void_takes_whole_masks_only(found: Round, tmp_path: Path) -> None:

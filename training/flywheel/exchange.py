@@ -124,21 +124,27 @@ def painted(regions: Sequence[Region], ids: Mapping[str, int]) -> NDArray[np.uin
 def _into_round(found: Round, masks: Mapping[str, NDArray[np.uint8]], by: str) -> None:
     entries, order = found.entries(), found.order
     _check_known(masks, entries, found.path)
-    changed = {}
+    changed = {
+        name: _corrected(entries[name], mask_HW, SoftMask.read(found.soft(name)).mask_HW, by)
+        for name, mask_HW in masks.items()
+    }
     for name, mask_HW in masks.items():
-        guess_HW = SoftMask.read(found.soft(name)).mask_HW
-        _check_size(name, mask_HW, guess_HW.shape)
         found.write_mask(name, mask_HW, order.classes)
-        changed[name] = entries[name].model_copy(
-            update={
-                "verdict": "accept",
-                "decided_by": by,
-                "source": "person",
-                "edited": round(float((mask_HW != guess_HW).mean()), 6),
-                "trained": round(float((mask_HW != IGNORE).mean()), 4),
-            }
-        )
     found.rewrite(changed.get(name, entry) for name, entry in entries.items())
+
+
+def _corrected(entry: Entry, mask_HW: NDArray[np.uint8], guess_HW: NDArray[np.uint8], by: str) -> Entry:
+    """The line of an image that a person labelled."""
+    _check_size(entry.name, mask_HW, guess_HW.shape)
+    return entry.model_copy(
+        update={
+            "verdict": "accept",
+            "decided_by": by,
+            "source": "person",
+            "edited": round(float((mask_HW != guess_HW).mean()), 6),
+            "trained": round(float((mask_HW != IGNORE).mean()), 4),
+        }
+    )
 
 
 def _into_dataset(dataset: Dataset, masks: Mapping[str, NDArray[np.uint8]], images: Path | None) -> None:
@@ -153,6 +159,7 @@ def _into_dataset(dataset: Dataset, masks: Mapping[str, NDArray[np.uint8]], imag
                 f"expected a class for every pixel of {name}, as {dataset.root} has no ignore_index, but some have "
                 f'none: label them, or write "ignore_index": {IGNORE} into classes.json'
             )
+    for name, mask_HW in masks.items():
         stored_HW = np.where(mask_HW == IGNORE, np.uint8(dataset.ignore_index or 0), mask_HW)
         write_whole(dataset.root / "masks/train" / f"{name}.png", encode_index_png(stored_HW, dataset.classes))
         if known[name].parent != folder:
