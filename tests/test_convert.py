@@ -54,6 +54,17 @@ def test_colours_of_a_file_stand_beside_those_of_the_classes(write: Write, tmp_p
     assert change.pixels == {"sky": 1, "tree car": 1, "void": 1}
 
 
+def test_a_class_without_a_colour_takes_no_pixels_by_one_that_was_made_up(write: Write, tmp_path: Path) -> None:
+    near_the_palettes_second = (240, 130, 30)
+    root = write([[near_the_palettes_second, COLORS[2]]])
+    classes = [{"id": 0, "name": "sky"}, {"id": 1, "name": "road"}, {"id": 2, "name": "tree car", "color": COLORS[2]}]
+    (root / "classes.json").write_text(json.dumps({"classes": classes}))
+    (tmp_path / "more.txt").write_text("235 125 40 sky\n")
+    found, change = _converted(root, colors=tmp_path / "more.txt", tolerance=12)
+    assert found == [[0, 2]]
+    assert (change.rounded, change.farthest) == (1, 10)
+
+
 def test_the_nearest_within_the_tolerance(write: Write) -> None:
     found, change = _converted(write([[(10, 190, 9), (120, 128, 138)]]), colors="classes.json", tolerance=10)
     assert found == [[2, 1]]

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from segserve.png import encode_png
 from segserve.settings import Settings
 from segserve.spec import ClassSpec
-from training.layouts import Dataset, open_dataset
+from training.layouts import CLASSES, Dataset, open_dataset
 from training.layouts.folder import label_rows
 from training.lint.encoding import distances, is_gray, name_of
 from training.lint.survey import INDEX_MODES, StoredMask, count_values, over_files, pack, read_stored
@@ -36,7 +36,7 @@ class Rule(Settings):
     """How stored pixels become class indices; without any of the first three they are indices already."""
 
     colors: Path | None = None
-    """A table of colours beside those of the classes: `classes.json`, or lines `R G B name`."""
+    """A table of colours beside those that `classes.json` gives: that file itself, or lines `R G B name`."""
     map: dict[int, int] | None = None
     """Class index of each gray level."""
     threshold: int | None = Field(default=None, ge=1)
@@ -163,7 +163,7 @@ class _Reader:
         self.indices = {name: index for index, name in self.names.items()}
         self.anchors = rule.map or {}
         if rule.colors:
-            own = {int(pack(np.array(entry.color))): entry.id for entry in dataset.classes}
+            own = _written_colors(dataset.root / CLASSES, self.indices)
             self.anchors = own | color_table(_beside(rule.colors, dataset.root), self.indices)
         self.labels = _labels(_beside(rule.class_from, dataset.root)) if rule.class_from else {}
 
@@ -287,6 +287,12 @@ def color_table(path: Path, indices: dict[str, int]) -> dict[int, int]:
     if not table:
         raise ValueError(f"{path}: expected colours of classes, but there are none: write `R G B name` lines")
     return table
+
+
+def _written_colors(path: Path, indices: dict[str, int]) -> dict[int, int]:
+    """As `color_table`, of `classes.json`: a class without a colour there has only one that was made up."""
+    rows = _json_rows(path, path.read_text(encoding="utf-8-sig"))
+    return {int(pack(np.array(color))): indices[str(name)] for *color, name in rows}
 
 
 def _json_rows(path: Path, text: str) -> list[list[object]]:
