@@ -14,10 +14,10 @@ NO_CLASS = 255
 
 
 def encode_index_png(mask_HW: NDArray[np.uint8], classes: tuple[ClassSpec, ...]) -> bytes:
-    """Palette PNG (mode P): a pixel is its class index, the palette holds the class colours."""
+    """Palette PNG (mode P): a pixel is its class index, the palette holds the class colours, and black for all else."""
     image = Image.fromarray(mask_HW)
     palette = [channel for entry in classes for channel in entry.color]
-    if (mask_HW == NO_CLASS).any():
+    if mask_HW.max(initial=0) >= len(classes):  # Pillow stores no index beyond the palette.
         palette += [0] * (3 * 256 - len(palette))
     image.putpalette(palette)
     return encode_png(image)

@@ -296,3 +296,14 @@ def test_a_data_set_without_void_takes_whole_masks_only(found: Round, tmp_path: 
     (tmp_path / "f").write_bytes(draw_in_label_studio(export_labels(found, "label-studio"), edits))
     with pytest.raises(ValueError, match=r"expected a class for every pixel of drawing-000"):
         import_labels(tmp_path / "f", tmp_path / "set", images=found.path / "waiting")
+
+
+def test_pixels_that_nobody_labelled_are_the_void_of_a_data_set(tmp_path: Path) -> None:
+    write_segmentation_set(tmp_path / "set", seed=0, num_train=1, num_val=1, side=48)
+    table = json.loads((tmp_path / "set/classes.json").read_text())
+    (tmp_path / "set/classes.json").write_text(json.dumps({**table, "ignore_index": 99}))
+    shapes = {"0000": [rectangle("cell", (0, 0, 20, 48))]}
+    import_labels(cvat_file(tmp_path / "labels", shapes, sides=[48]), tmp_path / "set")
+    row = np.asarray(Image.open(tmp_path / "set/masks/train/0000.png"))[0].tolist()
+    cell = next(entry.id for entry in CLASSES if entry.name == "cell")
+    assert row == [cell] * 20 + [99] * 28

@@ -18,10 +18,10 @@ def test_an_index_png_is_for_eye_and_program() -> None:
     np.testing.assert_array_equal(np.asarray(image.convert("RGB")), colors[mask_HW])
 
 
-def test_no_class_is_255_and_black() -> None:
-    mask_HW = np.array([[0, NO_CLASS], [3, 3]], dtype=np.uint8)
+@pytest.mark.parametrize("index", [len(CLASSES), 9, NO_CLASS])
+def test_what_is_no_class_keeps_its_index_and_is_black(index: int) -> None:
+    mask_HW = np.array([[0, index], [3, 3]], dtype=np.uint8)
     image = Image.open(io.BytesIO(encode_index_png(mask_HW, CLASSES)))
-    assert NO_CLASS == 255
     np.testing.assert_array_equal(np.asarray(image), mask_HW)
     assert np.asarray(image.convert("RGB"))[0].tolist() == [list(CLASSES[0].color), [0, 0, 0]]
 
