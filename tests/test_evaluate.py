@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import get_args
 
@@ -19,6 +20,7 @@ from training.boundary import BoundaryTally
 from training.calibration import expected_calibration_error, reliability
 from training.data import IGNORE
 from training.evaluate import Evaluation, ImageScore, Outcome, assess, evaluate, outcomes, summarise
+from training.held_out import LOG
 from training.layouts import open_dataset
 from training.metrics import class_recall, confusion_matrix, mask_scores, merge
 from training.risk_coverage import aurc_by
@@ -192,6 +194,25 @@ def test_the_command_prints_and_writes_the_same(
         "random",
         "best",
     ]
+
+
+def test_a_split_is_scored_whole_or_not_at_all(
+    masked: Path, artifact: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "artifacts/mine"
+    shutil.copytree(artifact.path, model)
+    for kind in ("images", "masks"):
+        (masked / kind / "val").rename(masked / kind / "test")
+    (masked / "masks/test/2.png").unlink()
+    command = ["evaluate", str(model), str(masked)]
+    assert main([*command, "--split", "test"]) == 2
+    told = capsys.readouterr()
+    assert told.out == "" and "expected split 'test' of " in told.err
+    assert (
+        "1 fault(s), correct them: images/test/2.png: expected a mask masks/test/2.png, but there is none" in told.err
+    )
+    assert not (model.parent / LOG).exists()
+    assert main([*command, "--split", "train"]) == 0, "the faults of another split are none of this one"
 
 
 def test_what_would_serve_is_scored_unless_another_engine_is_asked_for(

@@ -62,7 +62,7 @@ def test_an_image_without_its_mask_is_complained_of(root: Path) -> None:
         "leftImg8bit/train: expected gtFine/train/ulm/ulm_000000_000019_gtFine_labelIds.png, which belongs to it, "
         "but there is none: add the file",
     )
-    assert len(dataset.split("train")) == 1
+    assert len(dataset.splits["train"]) == 1
 
 
 def test_hidden_files_are_left_out_beside_images_and_refused_beside_cities(root: Path) -> None:

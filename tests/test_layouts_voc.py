@@ -81,7 +81,7 @@ def test_listed_files_that_are_missing_are_complained_of(year: Path, tmp_path: P
         "VOCdevkit/VOC2012/ImageSets/Segmentation/train.txt: expected VOCdevkit/VOC2012/SegmentationClass/b.png, "
         "which belongs to it, but there is none: add the file",
     )
-    assert [sample.image.stem for sample in dataset.split("train")] == ["a"]
+    assert [sample.image.stem for sample in dataset.splits["train"]] == ["a"]
 
 
 def test_a_split_without_a_list_is_not_there(year: Path, tmp_path: Path) -> None:

@@ -221,8 +221,8 @@ def evaluate(
         engine: another than the one that its spec asks for.
 
     Raises:
-        ValueError: the data set has no such split, other classes, or files that cannot be read; or the artifact has no
-            such engine.
+        ValueError: the data set has no such split, other classes, or files that are missing or cannot be read; or the
+            artifact has no such engine.
     """
     dataset = open_dataset(dataset_root, artifact.spec.task, layout=layout)
     _check_classes(artifact.spec.classes, dataset)

@@ -37,7 +37,7 @@ def open_cityscapes(root: Path, task: Task) -> Dataset:
         classes=named_classes([entry.name for entry in SCORED], [entry.color for entry in SCORED]),
         ignore_index=IGNORE,
         splits=reading.splits,
-        complaints=tuple(reading.complaints),
+        complaints_by_split=reading.complaints,
     )
 
 

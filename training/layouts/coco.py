@@ -114,7 +114,7 @@ def open_coco(root: Path, task: Task) -> Dataset:
         classes=named_classes(_same_in_all(root, names)),
         ignore_index=IGNORE,
         splits=reading.splits,
-        complaints=tuple(reading.complaints),
+        complaints_by_split=reading.complaints,
     )
 
 

@@ -1,6 +1,6 @@
 """What every layout is read into: a data set's classes, and its samples by split."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -66,7 +66,7 @@ class Dataset:
     ignore_index: int | None
     splits: dict[str, tuple[Sample, ...]]
     """Only those that exist."""
-    complaints: tuple[str, ...]
+    complaints_by_split: Mapping[str, Sequence[str]]
     """What is wrong with its files' names and tables; `segserve lint` looks at the pixels, too."""
     tables: tuple[Path, ...] = ()
     """Files that say something of several samples: names of classes, labels."""
@@ -75,8 +75,19 @@ class Dataset:
     round: Path | None = None
     """The folder that further training samples come from, see `training.flywheel.joined`."""
 
+    @property
+    def complaints(self) -> tuple[str, ...]:
+        """Those of all splits."""
+        return tuple(complaint for each in self.complaints_by_split.values() for complaint in each)
+
     def split(self, name: str) -> tuple[Sample, ...]:
-        """The samples of a split, which must exist."""
+        """The samples of a split, which must exist, and be whole: a score on what is left would pass for its own."""
+        complaints = self.complaints_by_split.get(name)
+        if complaints:
+            raise ValueError(
+                f"expected split {name!r} of {self.root} to pass `segserve lint`, but it has {len(complaints)} "
+                f"fault(s), correct them: {complaints[0]}"
+            )
         if not self.splits.get(name):
             known = ", ".join(self.splits) or "none"
             raise ValueError(f"expected {self.root} to have images in split {name!r}, but it has {known}: add them")
@@ -89,10 +100,11 @@ class Reading:
 
     root: Path
     splits: dict[str, tuple[Sample, ...]] = field(default_factory=dict)
-    complaints: list[str] = field(default_factory=list)
+    complaints: dict[str, list[str]] = field(default_factory=dict)
+    """By split, too."""
 
-    def complain(self, path: Path, sentence: str) -> None:
-        self.complaints.append(f"{path.relative_to(self.root)}: {sentence}")
+    def complain(self, split: str, path: Path, sentence: str) -> None:
+        self.complaints.setdefault(split, []).append(f"{path.relative_to(self.root)}: {sentence}")
 
     def add(self, split: str, samples: Iterable[Sample], *, listed_in: Path) -> None:
         """Keep a split's samples whose files are there; the others are complained of."""
@@ -101,7 +113,9 @@ class Reading:
             missing = [path for path in sample.files if not path.is_file()]
             for path in missing:
                 name = path.relative_to(self.root)
-                self.complain(listed_in, f"expected {name}, which belongs to it, but there is none: add the file")
+                self.complain(
+                    split, listed_in, f"expected {name}, which belongs to it, but there is none: add the file"
+                )
             if not missing:
                 kept.append(sample)
         self.splits[split] = tuple(kept)

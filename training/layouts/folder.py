@@ -57,7 +57,7 @@ def open_folder(root: Path, task: Task) -> Dataset:
         classes=classes,
         ignore_index=ignore_index,
         splits=reading.splits,
-        complaints=tuple(reading.complaints),
+        complaints_by_split=reading.complaints,
         tables=tuple(root / name for name in (CLASSES, LABELS) if (root / name).is_file()),
     )
 
@@ -86,11 +86,13 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
 
 
-def _by_stem(reading: Reading, folder: Path) -> dict[str, Path]:
+def _by_stem(reading: Reading, split: str, kind: str) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for path in _files(folder):
+    for path in _files(reading.root / kind / split):
         if path.stem in found:
-            reading.complain(path, f"expected names that differ, but {found[path.stem].name} is there too: remove one")
+            reading.complain(
+                split, path, f"expected names that differ, but {found[path.stem].name} is there too: remove one"
+            )
         found.setdefault(path.stem, path)
     return found
 
@@ -98,11 +100,11 @@ def _by_stem(reading: Reading, folder: Path) -> dict[str, Path]:
 def _read_masked(reading: Reading) -> None:
     for split in SPLITS:
         image_folder, mask_folder = reading.root / "images" / split, reading.root / "masks" / split
-        images, masks = _by_stem(reading, image_folder), _by_stem(reading, mask_folder)
+        images, masks = _by_stem(reading, split, "images"), _by_stem(reading, split, "masks")
         for stem in sorted(images.keys() - masks.keys()):
-            reading.complain(images[stem], f"expected a mask masks/{split}/{stem}.png, but there is none")
+            reading.complain(split, images[stem], f"expected a mask masks/{split}/{stem}.png, but there is none")
         for stem in sorted(masks.keys() - images.keys()):
-            reading.complain(masks[stem], f"expected an image images/{split}/{stem}.*, but there is none")
+            reading.complain(split, masks[stem], f"expected an image images/{split}/{stem}.*, but there is none")
         if image_folder.is_dir() or mask_folder.is_dir():
             stems = sorted(images.keys() & masks.keys())
             reading.splits[split] = tuple(Sample(image=images[stem], truth=masks[stem]) for stem in stems)
@@ -116,7 +118,9 @@ def _read_class_folders(reading: Reading, classes: tuple[ClassSpec, ...]) -> Non
             continue
         for child in sorted(folder.iterdir()):
             if child.name not in indices and not child.name.startswith("."):
-                reading.complain(child, f"expected a folder named after a class in {CLASSES}: rename or remove it")
+                reading.complain(
+                    split, child, f"expected a folder named after a class in {CLASSES}: rename or remove it"
+                )
         paths = [(path, index) for name, index in indices.items() for path in _files(folder / name)]
         reading.splits[split] = tuple(Sample(image=path, truth=index) for path, index in paths)
 
@@ -126,12 +130,13 @@ def _read_labelled(reading: Reading) -> tuple[ClassSpec, ...]:
     names = _label_names(reading.root / LABELS, rows)
     indices = {name: index for index, name in enumerate(names)}
     for split in SPLITS:
-        images = _by_stem(reading, reading.root / "images" / split)
+        images = _by_stem(reading, split, "images")
         labels = {row["stem"]: indices[row["label"]] for row in rows if row["split"] == split}
         for stem in sorted(labels.keys() - images.keys()):
-            reading.complaints.append(f"{LABELS}: expected an image images/{split}/{stem}.*, but there is none")
+            table = reading.root / LABELS
+            reading.complain(split, table, f"expected an image images/{split}/{stem}.*, but there is none")
         for stem in sorted(images.keys() - labels.keys()):
-            reading.complain(images[stem], f"expected a row for {split},{stem} in {LABELS}, but there is none")
+            reading.complain(split, images[stem], f"expected a row for {split},{stem} in {LABELS}, but there is none")
         if images or labels:
             stems = sorted(images.keys() & labels.keys())
             reading.splits[split] = tuple(Sample(image=images[stem], truth=labels[stem]) for stem in stems)

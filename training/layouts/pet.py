@@ -46,7 +46,7 @@ def open_pet(root: Path, task: Task) -> Dataset:
         classes=named_classes(TRIMAP_NAMES, TRIMAP_COLORS) if is_masks else named_classes(breeds),
         ignore_index=None,
         splits=reading.splits,
-        complaints=tuple(reading.complaints),
+        complaints_by_split=reading.complaints,
         tables=() if is_masks else tuple(tables.values()),
         notes=(VAL_NOTE,),
     )

@@ -43,7 +43,7 @@ def open_voc(root: Path, task: Task) -> Dataset:
         classes=named_classes(NAMES, [voc_color(index) for index in range(len(NAMES))]),
         ignore_index=IGNORE,
         splits=reading.splits,
-        complaints=tuple(reading.complaints),
+        complaints_by_split=reading.complaints,
     )
 
 
