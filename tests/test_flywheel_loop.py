@@ -9,6 +9,7 @@ from PIL import Image
 
 from cli import main
 from tests.conftest import random_image
+from tests.rounds import held_out_set
 from training.flywheel.progress import Step
 from training.flywheel.round import Round
 from training.run import Run
@@ -62,6 +63,27 @@ def test_a_loop_goes_on_after_a_review(
     second = Round(out / "round-2").order
     assert second.number == 2 and second.thresholds.good_iou == first.order.thresholds.good_iou
     assert "2 of 3" in (out / "loop.html").read_text() or "3 of 3" in (out / "loop.html").read_text()
+
+
+def test_what_the_first_round_needs_is_looked_at_before_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_segmentation_set(tmp_path / "set", seed=0, num_train=2, num_val=7, side=32)
+    held_out_set(tmp_path / "other")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "cells.toml").write_text(RECIPE)
+    command = ["loop", "cells.toml", "--tta", "none"]
+    for arguments, sentence in (
+        (["nowhere"], "expected a folder of images, but nowhere is none"),
+        (["empty"], "expected a folder of images, but empty has none"),
+        (["set/images/train"], "expected at least 8 held-out labelled images to fit the thresholds on, but got 7"),
+        (["set/images/train", "--split", "test"], "to have images in split 'test'"),
+        (["set/images/train", "--held-out", "other"], "expected held-out images with the classes ['background', "),
+    ):
+        assert main([*command, *arguments]) == 2
+        assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_only_masks_have_loops(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,10 +30,10 @@ from training.flywheel.progress import (
     result_of,
     write_steps,
 )
-from training.flywheel.pseudolabel import PIXELS, Labeller, pseudolabel
+from training.flywheel.pseudolabel import PIXELS, Labeller, image_files, pseudolabel
 from training.flywheel.review import write_review
 from training.flywheel.round import Round
-from training.flywheel.triage import PixelRule, Selection
+from training.flywheel.triage import PixelRule, Selection, check_held_out
 from training.layouts import Dataset, open_dataset
 from training.run import SCORES
 
@@ -76,6 +76,9 @@ def run_loop(loop: Loop, out: Path, *, rounds: int) -> list[Step]:
     if rounds < 0:
         raise ValueError(f"expected 0 rounds or more, but got {rounds}: give more")
     dataset = open_dataset(loop.recipe.data.root, loop.recipe.task, layout=loop.recipe.data.layout)
+    # The training comes before the round that needs them.
+    image_files(loop.images)
+    check_held_out(loop.held_out, loop.split, dataset.classes)
     steps: list[Step] = []
     reason: str | None = None
     while len(steps) <= rounds and reason is None:

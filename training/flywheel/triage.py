@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from segserve.settings import Settings
+from segserve.spec import ClassSpec
 from training.boundary import contour_distance
 from training.data import IGNORE
 from training.flywheel.scores import ScoreName, auroc
 from training.flywheel.soft import SoftMask
+from training.layouts import Dataset
 
 USUAL_SHARE = 0.75
 """Of the held-out images that are as good as a mask must be, if nothing is said about it."""
@@ -120,17 +122,32 @@ class HeldOut:
     """The mask's true mean IoU over the image's classes."""
 
 
+def check_held_out(dataset: Dataset, split: str, classes: Sequence[ClassSpec]) -> None:
+    """A ValueError where no thresholds can be fitted on a split: it has too few images, or other classes."""
+    names = [[entry.name for entry in each] for each in (classes, dataset.classes)]
+    if names[0] != names[1]:
+        raise ValueError(
+            f"expected held-out images with the classes {names[0]}, but {dataset.root} has {names[1]}: give another "
+            "set by --held-out"
+        )
+    _check_count(len(dataset.split(split)))
+
+
+def _check_count(count: int) -> None:
+    if count < LEAST_HELD_OUT:
+        raise ValueError(
+            f"expected at least {LEAST_HELD_OUT} held-out labelled images to fit the thresholds on, but got "
+            f"{count}: add some to the split, or give another set by --held-out"
+        )
+
+
 def fit_thresholds(found: Sequence[HeldOut], selection: Selection) -> Thresholds:
     """The lowest value from which on masks are as precise as asked for, and the highest below which they are hopeless.
 
     Raises:
         ValueError: there are too few images, or they do not have the score.
     """
-    if len(found) < LEAST_HELD_OUT:
-        raise ValueError(
-            f"expected at least {LEAST_HELD_OUT} held-out labelled images to fit the thresholds on, but got "
-            f"{len(found)}: add some to the split, or give another set by --held-out"
-        )
+    _check_count(len(found))
     if any(selection.score not in image.scores for image in found):
         raise ValueError(
             f"expected one of the scores {', '.join(found[0].scores)}, but got {selection.score}: choose one of them"
