@@ -327,6 +327,17 @@ def test_a_smaller_copy_in_another_split_looks_alike(tmp_path: Path) -> None:
     assert pair.distance <= 4 and pair.correlation > 0.97
 
 
+def test_a_class_that_is_the_sets_void_has_no_share(three: Path) -> None:
+    table = json.loads((three / "classes.json").read_text())
+    (three / "classes.json").write_text(json.dumps({**table, "ignore_index": 0}))
+    report = inspect(three, "segmentation")
+    zeros = np.mean([_load(path) == 0 for path in _masks(three, "train")])
+    assert report.splits[0].void == pytest.approx(zeros) and report.classes[0].splits["train"].pixels == 0
+    assert sum(entry.splits["train"].share for entry in report.classes) == pytest.approx(1)
+    absent = [finding for finding in report.findings if finding.kind == "absent_class"]
+    assert [(finding.split, finding.values) for finding in absent] == [("train", ("c0",)), ("val", ("c0",))]
+
+
 @pytest.mark.parametrize("has_folder", [False, True])
 def test_a_set_without_training_images_is_told_so(tmp_path: Path, has_folder: bool) -> None:
     for number in range(2):

@@ -32,6 +32,10 @@ def test_counts_are_by_class_and_of_all_else() -> None:
     assert counts([], 2).shape == (0, 3)
 
 
+def test_a_class_that_is_void_counts_as_all_else() -> None:
+    assert counts(MASKS[:2], 2, ignore_index=0).tolist() == [[0, 30, 70], [0, 0, 100]]
+
+
 def test_median_frequency_by_hand() -> None:
     """Frequencies: 240 of 300 pixels, 30 of the 100 where class 1 is, 20 of 100; their median is 0.3."""
     assert median_frequency_weights(counts(MASKS, 4)) == [

@@ -100,8 +100,12 @@ def inspect(root: Path, task: Task, *, layout: Layout = "folder") -> Report:
 
 
 def _summary(dataset: Dataset, split: str, understood: Sequence[Look], scenes_N: NDArray[np.int64]) -> SplitSummary:
-    void = None if dataset.ignore_index is None else void_share(counts(understood, len(dataset.classes)))
+    void = None if dataset.ignore_index is None else void_share(_counts(dataset, understood))
     return SplitSummary(name=split, images=len(dataset.splits[split]), scenes=len(set(scenes_N.tolist())), void=void)
+
+
+def _counts(dataset: Dataset, looks: Iterable[Look]) -> NDArray[np.int64]:
+    return counts(looks, len(dataset.classes), ignore_index=dataset.ignore_index)
 
 
 def grouped(findings: Iterable[Finding]) -> list[Finding]:
@@ -257,7 +261,7 @@ def _duplicates(looks: Sequence[Look]) -> Iterator[Finding]:
 
 
 def _one_class(dataset: Dataset, looks: Sequence[Look]) -> Iterator[Finding]:
-    pixels_NK1 = counts([look for look in looks if look.split == "train"], len(dataset.classes))
+    pixels_NK1 = _counts(dataset, [look for look in looks if look.split == "train"])
     present = np.flatnonzero(pixels_NK1[:, :-1].sum(axis=0))
     if len(present) == 1 and len(dataset.classes) > 1:
         name = dataset.classes[present[0]].name
@@ -275,7 +279,7 @@ def _one_class(dataset: Dataset, looks: Sequence[Look]) -> Iterator[Finding]:
 
 def _class_findings(dataset: Dataset, by_split: dict[str, list[Look]]) -> Iterator[Finding]:
     for split, looks in by_split.items():
-        present_NK = counts(looks, len(dataset.classes))[:, :-1] > 0
+        present_NK = _counts(dataset, looks)[:, :-1] > 0
         absent = [entry.name for entry in dataset.classes if not present_NK[:, entry.id].any()]
         if absent and len(present_NK):
             then = "it cannot be learnt" if split == "train" else "no score says anything of it"
@@ -314,7 +318,7 @@ def _void_findings(dataset: Dataset, by_split: dict[str, list[Look]]) -> Iterato
             if share >= LARGE_VOID:
                 sentence = f"expected most pixels to be of a class, but {share:.0%} are void: little is learnt from it"
                 yield Finding(kind="void", severity="warning", split=split, files=(mask.name,), sentence=sentence)
-        share = void_share(counts(looks, len(dataset.classes)))
+        share = void_share(_counts(dataset, looks))
         if share >= LARGE_VOID_OF_SPLIT:
             sentence = f"expected most pixels to be of a class, but {share:.0%} are void: see what was left undrawn"
             yield Finding(kind="void", severity="warning", split=split, sentence=sentence)

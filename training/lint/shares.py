@@ -17,18 +17,25 @@ from training.lint.findings import ClassCount, ClassSummary
 from training.lint.survey import Look, MaskFacts
 
 
-def counts(looks: Iterable[Look], num_classes: int) -> NDArray[np.int64]:
-    """(N, K + 1): the pixels of each class, then of all else; of a label one pixel. What cannot be read is left out."""
-    rows = [_count(look.truth, num_classes) for look in looks if look.truth is not None]
+def counts(looks: Iterable[Look], num_classes: int, *, ignore_index: int | None = None) -> NDArray[np.int64]:
+    """(N, K + 1): the pixels of each class, then of all else; of a label one pixel. What cannot be read is left out.
+
+    Args:
+        looks: at N images.
+        num_classes: K.
+        ignore_index: counts as all else, even where it is a class's.
+    """
+    rows = [_count(look.truth, num_classes, ignore_index) for look in looks if look.truth is not None]
     return np.array(rows, dtype=np.int64).reshape(-1, num_classes + 1)
 
 
-def _count(truth: MaskFacts | int | None, num_classes: int) -> NDArray[np.int64]:
+def _count(truth: MaskFacts | int | None, num_classes: int, ignore_index: int | None) -> NDArray[np.int64]:
     row = np.zeros(num_classes + 1, dtype=np.int64)
     if isinstance(truth, int):
         row[truth] = 1
     elif truth is not None:
-        is_class_V = (truth.values_V < num_classes) & (not truth.has_colors)
+        counted = [index for index in range(num_classes) if index != ignore_index]
+        is_class_V = np.isin(truth.values_V, counted) & (not truth.has_colors)
         row[truth.values_V[is_class_V]] = truth.counts_V[is_class_V]
         row[-1] = truth.counts_V[~is_class_V].sum()
     return row
@@ -52,7 +59,7 @@ def median_frequency_weights(pixels_NK1: NDArray[np.int64]) -> list[float | None
 def summarise_classes(dataset: Dataset, by_split: Mapping[str, Sequence[Look]]) -> tuple[ClassSummary, ...]:
     """Every class, with its share of every split."""
     num_classes = len(dataset.classes)
-    pixels = {split: counts(looks, num_classes) for split, looks in by_split.items()}
+    pixels = {split: counts(looks, num_classes, ignore_index=dataset.ignore_index) for split, looks in by_split.items()}
     weights = median_frequency_weights(pixels.get(SPLITS[0], np.zeros((0, num_classes + 1), dtype=np.int64)))
     return tuple(
         ClassSummary(
