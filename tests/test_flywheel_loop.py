@@ -87,7 +87,7 @@ def test_what_the_first_round_needs_is_looked_at_before_the_training(
 
 
 def test_only_masks_have_loops(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "labels.csv").write_text("split,stem,label\nval,a,b\n")
+    (tmp_path / "labels.csv").write_text("split,stem,label\nval,a,b\nval,c,d\n")
     (tmp_path / "images/val").mkdir(parents=True)
     (tmp_path / "cells.toml").write_text(
         RECIPE.replace("segmentation", "classification").replace("pseudo", "# pseudo").replace('"set"', f'"{tmp_path}"')

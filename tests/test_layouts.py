@@ -127,6 +127,9 @@ def test_rows_without_images_and_images_without_rows_are_complained_of(write: Wr
         ('{"classes": [{"id": 0}]}', r"classes.json: expected a value for 'classes.0.name', but none was given"),
         (_table("a", "b", "a"), "expected class names that differ"),
         ('{"classes": [{"id": 1, "name": "a"}]}', r"expected class ids 0, 1, 2 and so on, but got \[1\]"),
+        (_table(), "classes.json: expected 2 to 255 classes, but got 0: correct it"),
+        (_table(*map(str, range(300))), "classes.json: expected 2 to 255 classes, but got 300: correct it"),
+        (_table("a", "b", ignore_index=-100), "expected 'ignore_index' to be greater than or equal to 0, but got -100"),
     ],
 )
 def test_a_wrong_table_of_classes_is_refused(write: Write, text: str, sentence: str) -> None:
@@ -139,6 +142,7 @@ def test_a_wrong_table_of_classes_is_refused(write: Write, text: str, sentence: 
     [
         ("split,name\n", "expected the columns split, stem, label, but got split, name"),
         ("split,stem,label\ntrain,x,pear\ntrain,y\n", "expected split, stem and label in line 3, but one is empty"),
+        ("split,stem,label\ntrain,x,pear\n", "labels.csv: expected 2 to 255 classes, but got 1: correct it"),
         ("split,stem,label_id,label\ntrain,x,one,pear\n", "expected whole numbers in label_id"),
         ("split,stem,label_id,label\ntrain,x,0,pear\ntrain,y,1,pear\n", r"one label_id for each label, but \['pear'\]"),
         (

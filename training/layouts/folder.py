@@ -5,10 +5,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from segserve.settings import explain
-from segserve.spec import ClassSpec, Color, Task
+from segserve.spec import MAX_CLASSES, ClassSpec, Color, Task
 from training.layouts.dataset import SPLITS, Dataset, Reading, Sample, named_classes
 
 CLASSES, LABELS = "classes.json", "labels.csv"
@@ -25,7 +25,7 @@ class _ClassTable(BaseModel):
     """`classes.json`; keys that are not ours are notes and left alone."""
 
     classes: list[_ClassEntry]
-    ignore_index: int | None = None
+    ignore_index: int | None = Field(default=None, ge=0, le=255)
 
 
 def task_of_folder(root: Path) -> Task:
@@ -76,7 +76,13 @@ def _read_classes(root: Path) -> tuple[tuple[ClassSpec, ...], int | None]:
     names = [entry.name for entry in entries]
     if len(set(names)) < len(names):
         raise ValueError(f"{path}: expected class names that differ, but got {names}: rename the double ones")
+    _check_number(path, len(names))
     return named_classes(names, [entry.color for entry in entries]), table.ignore_index
+
+
+def _check_number(path: Path, count: int) -> None:
+    if not 2 <= count <= MAX_CLASSES:
+        raise ValueError(f"{path}: expected 2 to {MAX_CLASSES} classes, but got {count}: correct it")
 
 
 def _files(folder: Path) -> list[Path]:
@@ -169,4 +175,5 @@ def _label_names(path: Path, rows: Sequence[dict[str, str]]) -> list[str]:
         double = [value for value, count in counts.items() if count > 1]
         if double:
             raise ValueError(f"{path}: expected one label_id for each label, but {double} have several: correct them")
+    _check_number(path, len(ordered))
     return [name for _, name in ordered]
