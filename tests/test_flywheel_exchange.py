@@ -226,6 +226,14 @@ def test_the_command_says_what_the_tool_wants(found: Round, tmp_path: Path, caps
             b'points="0,0;9,0;9,9"/></image></annotations>',
             "expected images that are in .*, but got who",
         ),
+        (
+            b"<annotations>%s</annotations>"
+            % (
+                b'<image name="drawing-000.png" width="48" height="48">'
+                b'<polygon label="cell" points="0,0;9,0;9,9"/></image>' * 2
+            ),
+            "expected images with different names, but got drawing-000 twice",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(

@@ -71,7 +71,13 @@ def import_labels(path: Path, into: Path, *, images: Path | None = None, by: str
     is_round = (into / "round.json").is_file()
     dataset = None if is_round else open_dataset(into, "segmentation")
     classes = round_.order.classes if dataset is None else dataset.classes
-    masks = {Path(file).stem: mask_HW for file, mask_HW in _masks(path, classes)}
+    masks: dict[str, NDArray[np.uint8]] = {}
+    for file, mask_HW in _masks(path, classes):
+        if Path(file).stem in masks:
+            raise ValueError(
+                f"{path}: expected images with different names, but got {Path(file).stem} twice: leave one"
+            )
+        masks[Path(file).stem] = mask_HW
     if dataset is None:
         _into_round(round_, masks, by)
     else:
