@@ -82,14 +82,10 @@ def read(body: bytes) -> Iterator[tuple[str, Sequence[Region]]]:
         )
         alone = Element("annotations")
         alone.append(Element("image", image.attrib))
-        alone[0].extend(map(_one, shapes))
+        alone[0].extend(map(_alone, shapes))
         yield image.attrib["name"], read_cvat(ElementTree.tostring(alone))
 
 
-def _one(shape: Element) -> Element:
-    """Out of its group, which may hold any labels and layers, while `read_cvat` makes one region of it; and closed."""
-    attributes = {name: value for name, value in shape.attrib.items() if name != "group_id"}
-    if shape.tag == "polygon":
-        points = attributes["points"].split(";")
-        attributes["points"] = ";".join([*points, points[0]])  # A triangle is a ring of four points.
-    return Element(shape.tag, attributes)
+def _alone(shape: Element) -> Element:
+    """Out of its group, which `read_cvat` would paint as one region, in the place of its first shape."""
+    return Element(shape.tag, {name: value for name, value in shape.attrib.items() if name != "group_id"})
