@@ -221,6 +221,22 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(data: Path
     _assert_best_is_kept(whole, tmp_path / "artifact")
 
 
+def test_a_stop_while_the_last_epoch_is_scored_leaves_it_in_the_log(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked_to_stop(*_: object) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {"accuracy": 0.5}
+
+    recipe = _recipe(data, "classification", epochs=2)
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(engine, "_val_scores", asked_to_stop)
+        train(recipe, run_dir=tmp_path, device=CPU)
+    train(recipe, run_dir=tmp_path, device=CPU)
+    assert Run(tmp_path).is_finished
+    assert [json.loads(line)["epoch"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [1, 2]
+
+
 def _assert_best_is_kept(run: Run, artifact_dir: Path) -> None:
     checkpoint, scores = run.load(), json.loads((run.path / "scores.json").read_text())
     assert checkpoint is not None and checkpoint.best is not None

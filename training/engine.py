@@ -119,13 +119,14 @@ def _train_epochs(learner: Learner, run: Run, dataset: Dataset, request: StopReq
             _train_epoch(learner, saver, request, bar)
             _close_epoch(learner, dataset)
             _keep_third(learner, run)
-            _obey(request, learner, saver)
-            if saver.is_due or len(learner.history) == epochs:
-                saver.save()
             if learner.ranks.is_first:
+                # Before any checkpoint of the epoch: whoever goes on from the last one writes no more lines.
                 run.write_log(learner.history)
                 if bar.disable:
                     _say(_line(learner.history[-1], epochs))
+            _obey(request, learner, saver)
+            if saver.is_due or len(learner.history) == epochs:
+                saver.save()
 
 
 def _train_epoch(learner: Learner, saver: _Saver, request: StopRequest, bar: "tqdm[Never]") -> None:
