@@ -127,6 +127,18 @@ def test_a_folder_of_something_else_is_left_alone(
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_a_data_set_is_not_taken_for_a_round(
+    artifact: Artifact, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It has images/val, as a round has that was killed early."""
+    root = held_out_set(tmp_path / "set").root
+    before = files_of(root)
+    command = ["pseudolabel", str(artifact.path), str(images), "--out", str(root), "--held-out", str(root)]
+    assert main([*command, "--tta", "none", "--precision", "0"]) == 2
+    assert "set to be a round or not to exist, but it is something else: give another --out" in capsys.readouterr().err
+    assert files_of(root) == before
+
+
 def test_corrected_masks_are_taken_over_and_others_compared(
     artifact: Artifact, images: Path, labelled: Dataset, whole: Round, tmp_path: Path
 ) -> None:

@@ -209,8 +209,6 @@ def _begin(
                 "delete the folder to begin again"
             )
         return
-    if found.path.exists() and any(found.path.iterdir()) and not (found.path / "images/val").is_dir():
-        raise ValueError(f"expected {found.path} to be a round or not to exist, but it is something else: give another")
     thresholds = fit_thresholds(list(_look_at_held_out(labeller, found, held_out, split)), labeller.selection)
     order = RoundOrder(
         number=1 if previous is None else Round(previous).order.number + 1,
@@ -228,6 +226,7 @@ def _look_at_held_out(labeller: Labeller, found: Round, dataset: Dataset, split:
     names = [[entry.name for entry in classes] for classes in (spec.classes, dataset.classes)]
     if names[0] != names[1]:
         raise ValueError(f"expected held-out images with the classes {names[0]}, but {dataset.root} has {names[1]}")
+    found.claim()
     for sample in tqdm(dataset.split(split), desc="held out", unit="image", disable=None, leave=False):
         truth_HW = read_truth(sample, ignore_index=dataset.ignore_index)
         seen = labeller.look(read_image(sample.image))

@@ -1,5 +1,6 @@
 """A round: a folder with what a model says about unlabelled images, and what is decided about each of its masks.
 
+    round.begun      empty, and there before all else: what lies in the folder is a round's
     round.json       what was asked: artifact, plan, thresholds and where they come from
     manifest.jsonl   one line an image: scores, verdict, who decided, who made the mask
     soft/NAME.npz    the aggregated probabilities, see `training.flywheel.soft`
@@ -32,7 +33,7 @@ from training.flywheel.soft import SoftMask
 from training.flywheel.triage import PixelRule, Selection, Thresholds
 from training.layouts import CLASSES
 
-ORDER, MANIFEST = "round.json", "manifest.jsonl"
+BEGUN, ORDER, MANIFEST = "round.begun", "round.json", "manifest.jsonl"
 
 Verdict = Literal["accept", "review", "relabel"]
 """Train on it; it needs a look and some work; it is of no use, label the image anew."""
@@ -95,6 +96,15 @@ class Round:
     path: Path
 
     # --- what was asked ---
+
+    def claim(self) -> None:
+        """Make the folder a round's, still without an order; a ValueError where it holds anything else."""
+        if self.path.exists() and any(self.path.iterdir()) and not (self.path / BEGUN).is_file():
+            raise ValueError(
+                f"expected {self.path} to be a round or not to exist, but it is something else: give another --out"
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / BEGUN).touch()
 
     @property
     def order(self) -> RoundOrder:
