@@ -1,6 +1,7 @@
 """Rounds made by a real network with random weights: what they hold, and that an interruption changes nothing."""
 
 import itertools
+import json
 import os
 import re
 from pathlib import Path
@@ -116,6 +117,53 @@ def test_an_unfinished_round_goes_on_with_the_same_only(
 ) -> None:
     with pytest.raises(ValueError, match=r"expected what .* was begun with, but selection changed: give another --out"):
         pseudolabel(labeller(artifact, precision=0.5), images, whole.path, held_out=labelled)
+
+
+def test_nor_with_another_run_or_other_held_out_images(
+    artifact: Artifact, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        held_out_set(tmp_path / name)
+    (tmp_path / "run").mkdir()
+    Image.new("L", (48, 40)).save(tmp_path / "b/masks/val/0.png")
+    for third in ("third-1.safetensors", "third-2.safetensors"):
+        Run(tmp_path / "run").save_third(third, artifact.network.state_dict())
+    found = Round(tmp_path / "round")
+    asked = ["pseudolabel", str(artifact.path), str(images), "--out", str(found.path), "--tta", "none"]
+    asked += ["--precision", "0", "--score", "stability"]
+    run = ["--run", str(tmp_path / "run")]
+    a, b = (["--held-out", str(tmp_path / name)] for name in ("a", "b"))
+    assert main([*asked, *run, *a]) == 0
+    path, before = found.path / "round.json", files_of(found.path)
+    lines = (found.path / MANIFEST).read_bytes().splitlines(keepends=True)
+    (found.path / MANIFEST).write_bytes(lines[0])
+    for changed, options in [("run", a), ("held_out", [*run, *b])]:
+        capsys.readouterr()
+        assert main([*asked, *options]) == 2
+        assert f"was begun with, but {changed} changed: give another --out" in capsys.readouterr().err
+    order = json.loads(path.read_bytes())
+    path.write_text(json.dumps({name: order[name] for name in order if name not in ("run", "held_out")}))
+    assert main([*asked, *run, *b]) == 0, "rounds of earlier versions do not tell, and go on"
+    path.write_bytes(before["round.json"])
+    assert files_of(found.path) == before
+
+
+def test_killed_before_its_order_it_may_have_other_held_out_images(
+    artifact: Artifact, images: Path, labelled: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = held_out_set(tmp_path / "more")
+    for kind in ("images", "masks"):
+        (more.root / kind / "val/0.png").rename(more.root / kind / "val/00.png")
+
+    def dies(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("training.flywheel.pseudolabel.fit_thresholds", dies)
+        pseudolabel(labeller(artifact), images, tmp_path / "round", held_out=open_dataset(more.root, "segmentation"))
+    found = pseudolabel(labeller(artifact), images, tmp_path / "round", held_out=labelled)
+    for kind in ("images", "masks"):
+        assert sorted(path.name for path in (found.path / kind / "val").iterdir()) == [f"{n}.png" for n in range(8)]
 
 
 def test_a_folder_of_something_else_is_left_alone(

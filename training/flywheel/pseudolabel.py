@@ -26,7 +26,7 @@ from segserve.preprocess import working_size
 from segserve.spec import Measure, ModelSpec, Plan
 from segserve.whole import write_whole
 from training.config import Layout, recipe_of
-from training.data import read_image, read_truth
+from training.data import data_digest, read_image, read_truth
 from training.flywheel.round import Entry, Round, RoundOrder, link
 from training.flywheel.scores import agreement, image_scores
 from training.flywheel.soft import SoftMask
@@ -200,9 +200,12 @@ def _begin(
         "selection": labeller.selection,
         "images": str(images),
         "previous": None if previous is None else str(previous),
+        "run": None if labeller.run is None else str(labeller.run),
+        "held_out": data_digest(held_out, (split,)),
     }
     if begun is not None:
-        changed = [name for name, value in asked.items() if getattr(begun, name) != value]
+        told = {name: value for name, value in asked.items() if name in begun.model_fields_set}  # older ones tell less
+        changed = [name for name, value in told.items() if getattr(begun, name) != value]
         if changed:
             raise ValueError(
                 f"expected what {found.path} was begun with, but {', '.join(changed)} changed: give another --out, or "

@@ -57,6 +57,10 @@ class RoundOrder(Settings):
     classes: tuple[ClassSpec, ...]
     previous: str | None = None
     """Folder of the round before, whose corrected masks are taken over."""
+    run: str | None = None
+    """Folder of the training, whose earlier weights say how stable a mask is."""
+    held_out: str = ""
+    """Digest of the images that the thresholds were fitted on."""
 
 
 class Entry(Settings):
@@ -105,6 +109,8 @@ class Round:
             )
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / BEGUN).touch()
+        for kind in ("images", "masks"):  # of another held-out set, if it was killed before it had its order
+            shutil.rmtree(self.path / kind / "val", ignore_errors=True)
 
     @property
     def order(self) -> RoundOrder:
