@@ -13,6 +13,7 @@ from training.config import Recipe
 from training.data import data_digest
 from training.engine import train
 from training.flywheel.joined import with_round
+from training.flywheel.round import Round
 from training.layouts import open_dataset
 from training.learner import build_learner
 from training.losses.objective import Objective
@@ -115,6 +116,19 @@ def test_a_round_with_nothing_accepted_is_refused(recipe: Recipe) -> None:
             path.unlink()
     with pytest.raises(ValueError, match=r"expected .*round to have images in split 'train'"):
         with_round(open_dataset(recipe.data.root, "segmentation"), recipe.pseudo.round)
+
+
+def test_an_image_that_the_round_does_not_tell_of_is_named(recipe: Recipe, tmp_path: Path) -> None:
+    """Put there by hand, or left by a labelling that was killed before it wrote the line."""
+    assert recipe.pseudo is not None
+    found = Round(recipe.pseudo.round)
+    entries = found.entries()
+    name = next(name for name, entry in entries.items() if entry.verdict == "accept")
+    found.rewrite(entry for entry in entries.values() if entry.name != name)
+    with pytest.raises(
+        ValueError, match=rf"expected a line in manifest.jsonl for each image .*{name}.png has none: finish"
+    ):
+        train(recipe, run_dir=tmp_path / "run", device=CPU)
 
 
 def test_labels_have_no_rounds(recipe: Recipe) -> None:

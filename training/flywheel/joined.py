@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from training.flywheel.round import Round
+from training.flywheel.round import MANIFEST, Round
 from training.layouts import Dataset, open_dataset
 
 
@@ -13,7 +13,8 @@ def with_round(dataset: Dataset, folder: Path) -> Dataset:
     Masks that a person made count as the data set's own; the others are pseudo-labelled.
 
     Raises:
-        ValueError: the folder is no round, has other classes or faults, or nothing is accepted in it.
+        ValueError: the folder is no round, has other classes or faults, nothing is accepted in it, or its manifest does
+            not tell of an image.
     """
     entries = Round(folder).entries()
     accepted = open_dataset(folder, dataset.task)
@@ -23,6 +24,12 @@ def with_round(dataset: Dataset, folder: Path) -> Dataset:
     if accepted.complaints:
         raise ValueError(
             f"expected a round without faults, but {folder} has {len(accepted.complaints)}: {accepted.complaints[0]}"
+        )
+    unknown = [sample.image for sample in accepted.split("train") if sample.image.stem not in entries]
+    if unknown:
+        raise ValueError(
+            f"expected a line in {MANIFEST} for each image that is accepted, but {unknown[0]} has none: finish the "
+            "round by the `segserve pseudolabel` that began it, or take the image out"
         )
     samples = [
         dataclasses.replace(sample, is_pseudo=entries[sample.image.stem].source == "model")
