@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from tests.rounds import made_round
@@ -129,6 +130,19 @@ def test_an_image_that_the_round_does_not_tell_of_is_named(recipe: Recipe, tmp_p
         ValueError, match=rf"expected a line in manifest.jsonl for each image .*{name}.png has none: finish"
     ):
         train(recipe, run_dir=tmp_path / "run", device=CPU)
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_copy_of_a_held_out_image_is_not_trained_on(recipe: Recipe, tmp_path: Path, split: str) -> None:
+    assert recipe.pseudo is not None
+    accepted = next((recipe.pseudo.round / "images/train").iterdir())
+    for kind in ("images", "masks"):
+        (tmp_path / "set" / kind / split).mkdir(exist_ok=True)
+    Image.open(accepted).save(tmp_path / f"set/images/{split}/9999.bmp")
+    Image.new("L", (32, 32)).save(tmp_path / f"set/masks/{split}/9999.png")
+    with pytest.raises(ValueError, match=rf"but 1 are, such as .*{accepted.name} \(of .*{split}/9999.bmp\)"):
+        train(recipe, run_dir=tmp_path / "run", device=CPU)
+    assert not (tmp_path / "run").exists()
 
 
 def test_labels_have_no_rounds(recipe: Recipe) -> None:

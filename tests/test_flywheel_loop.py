@@ -36,13 +36,16 @@ def test_a_loop_goes_on_after_a_review(
     (tmp_path / "data/unlabelled").mkdir(parents=True)
     for index in range(3):
         Image.fromarray(random_image(32, 32, seed=index)).save(tmp_path / f"data/unlabelled/{index}.png")
+    (tmp_path / "data/unlabelled/val.png").write_bytes((tmp_path / "set/images/val/0003.png").read_bytes())
     (tmp_path / "cells.toml").write_text(RECIPE)
     (line,) = re.findall(r"^\.venv/bin/segserve (loop .*) --rounds 2$", PAGE, flags=re.MULTILINE)
     command = [*line.split(), "--tta", "none", "--precision", "0", "--least-churn", "0"]
     assert main([*command, "--rounds", "0", "--most-drift", "1"]) == 0
     out = tmp_path / "runs/cells-loop"
+    told = "round-1: 1 image(s) get no mask, among them data/unlabelled/val.png: expected an image that is not held out"
+    assert told in capsys.readouterr().err
     first = Round(out / "round-1")
-    assert sorted(first.entries()) == ["0", "1", "2"]
+    assert sorted(first.entries()) == ["0", "1", "2", "val"]
     decisions = {
         "round": 1,
         "artifact": first.order.artifact,
@@ -54,7 +57,7 @@ def test_a_loop_goes_on_after_a_review(
     assert main([*command, "--rounds", "1", "--most-drift", "1"]) == 0
     assert "loop.html: the result is model" in capsys.readouterr().out
     steps = [Step.model_validate_json(line) for line in (out / "loop.jsonl").read_text().splitlines()]
-    assert [(step.number, step.num_pseudo, step.num_images) for step in steps] == [(0, 0, 3), (1, 2, 3)]
+    assert [(step.number, step.num_pseudo, step.num_images) for step in steps] == [(0, 0, 4), (1, 2, 4)]
     assert steps[0].churn is None and steps[1].churn is not None
     recipes = [Run(out / f"model-{number}/run").recipe() for number in (0, 1)]
     assert recipes[0].pseudo is None
@@ -62,7 +65,7 @@ def test_a_loop_goes_on_after_a_review(
     assert recipes[1].pseudo.round == Path("runs/cells-loop/round-1")
     second = Round(out / "round-2").order
     assert second.number == 2 and second.thresholds.good_iou == first.order.thresholds.good_iou
-    assert "2 of 3" in (out / "loop.html").read_text() or "3 of 3" in (out / "loop.html").read_text()
+    assert "2 of 4" in (out / "loop.html").read_text() or "3 of 4" in (out / "loop.html").read_text()
 
 
 def test_what_the_first_round_needs_is_looked_at_before_the_training(

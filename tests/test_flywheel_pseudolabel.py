@@ -219,8 +219,36 @@ def test_images_that_cannot_be_read_are_told_and_stop_nobody(
     assert main([*command, "--held-out", str(labelled.root), "--precision", "0"]) == 1
     told = capsys.readouterr()
     assert re.search(r"a\.png: ", told.err)
-    assert "1 accept, 0 review, 0 relabel, 1 unreadable" in told.out
+    assert "1 accept, 0 review, 0 relabel, 1 left out" in told.out
     assert (tmp_path / "round/review.html").is_file()
+
+
+@pytest.mark.parametrize(("split", "held"), [("val", "val"), ("val", "test"), ("train", "train")])
+def test_copies_of_held_out_images_get_no_mask(
+    split: str, held: str, artifact: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of val and test, and of whatever split the thresholds are fitted on."""
+    root, folder = held_out_set(tmp_path / "set").root, tmp_path / "images"
+    for kind in ("images", "masks"):
+        (root / kind / "train").rename(root / kind / "test")
+        (root / kind / "val").rename(root / kind / split)
+    folder.mkdir()
+    Image.fromarray(random_image(40, 48)).save(folder / "new.png")
+    Image.open(root / f"images/{held}/1.png").save(folder / "copy.bmp")
+    command = ["pseudolabel", str(artifact.path), str(folder), "--out", str(tmp_path / "round"), "--tta", "none"]
+    assert main([*command, "--held-out", str(root), "--split", split, "--precision", "0"]) == 1
+    told = capsys.readouterr()
+    assert f"copy.bmp: expected an image that is not held out, but it is a copy of {root}/images/{held}/1" in told.err
+    assert "1 accept, 0 review, 0 relabel, 1 left out" in told.out
+    assert [path.name for path in (tmp_path / "round/images/train").iterdir()] == ["new.png"]
+
+
+def test_a_folder_of_nothing_but_held_out_images_makes_a_round_without_masks(
+    artifact: Artifact, labelled: Dataset, tmp_path: Path
+) -> None:
+    asked = ["pseudolabel", str(artifact.path), str(labelled.root / "images/val"), "--out", str(tmp_path / "round")]
+    assert main([*asked, "--held-out", str(labelled.root), "--tta", "none", "--precision", "0"]) == 1
+    assert all(entry.fault for entry in Round(tmp_path / "round").entries().values())
 
 
 def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_a_killed_worker_costs_no_mask(tmp_path: Path, artifact: Artifact, monke
     assert before < COUNT - 1, "the worker was killed too late"
 
     assert process.returncode == 1
-    assert f"{COUNT - 1} accept, 0 review, 0 relabel, 1 unreadable" in printed
+    assert f"{COUNT - 1} accept, 0 review, 0 relabel, 1 left out" in printed
     assert "images/7.png" in complaints
     labeller = Labeller(artifact=artifact, plan="d4", selection=Selection(precision=0.0))
     alone = pseudolabel(labeller, Path("images"), Path("alone"), held_out=dataset)

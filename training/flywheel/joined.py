@@ -1,10 +1,15 @@
 """A labelled data set together with a round's accepted masks, as one training split."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from training.flywheel.round import MANIFEST, Round
+from training.flywheel.copies import copies
+from training.flywheel.round import MANIFEST, Entry, Round
 from training.layouts import Dataset, open_dataset
+
+MOST_COPIES = 5
+"""How many a refusal names."""
 
 
 def with_round(dataset: Dataset, folder: Path) -> Dataset:
@@ -13,8 +18,8 @@ def with_round(dataset: Dataset, folder: Path) -> Dataset:
     Masks that a person made count as the data set's own; the others are pseudo-labelled.
 
     Raises:
-        ValueError: the folder is no round, has other classes or faults, nothing is accepted in it, or its manifest does
-            not tell of an image.
+        ValueError: the folder is no round, has other classes or faults, or nothing is accepted in it; its manifest does
+            not tell of an image, or one is a copy of an image that the data set holds out.
     """
     entries = Round(folder).entries()
     accepted = open_dataset(folder, dataset.task)
@@ -25,12 +30,9 @@ def with_round(dataset: Dataset, folder: Path) -> Dataset:
         raise ValueError(
             f"expected a round without faults, but {folder} has {len(accepted.complaints)}: {accepted.complaints[0]}"
         )
-    unknown = [sample.image for sample in accepted.split("train") if sample.image.stem not in entries]
-    if unknown:
-        raise ValueError(
-            f"expected a line in {MANIFEST} for each image that is accepted, but {unknown[0]} has none: finish the "
-            "round by the `segserve pseudolabel` that began it, or take the image out"
-        )
+    images = [sample.image for sample in accepted.split("train")]
+    _check_told(images, entries)
+    _check_held_out(images, dataset)
     samples = [
         dataclasses.replace(sample, is_pseudo=entries[sample.image.stem].source == "model")
         for sample in accepted.split("train")
@@ -39,3 +41,22 @@ def with_round(dataset: Dataset, folder: Path) -> Dataset:
     pseudo = [sample for sample in samples if sample.is_pseudo]
     splits = {**dataset.splits, "train": (*dataset.split("train"), *labelled, *pseudo)}
     return dataclasses.replace(dataset, splits=splits, round=folder)
+
+
+def _check_told(images: Sequence[Path], entries: Mapping[str, Entry]) -> None:
+    unknown = [image for image in images if image.stem not in entries]
+    if unknown:
+        raise ValueError(
+            f"expected a line in {MANIFEST} for each image that is accepted, but {unknown[0]} has none: finish the "
+            "round by the `segserve pseudolabel` that began it, or take the image out"
+        )
+
+
+def _check_held_out(images: Sequence[Path], dataset: Dataset) -> None:
+    found = copies(images, dataset)
+    if found:
+        listed = ", ".join(f"{image} (of {original})" for image, original in list(found.items())[:MOST_COPIES])
+        raise ValueError(
+            f"expected no copies of images in val or test among those accepted, but {len(found)} are, such as "
+            f"{listed}: reject them in a review, or label the others anew without them"
+        )

@@ -116,6 +116,9 @@ def _step(loop: Loop, out: Path, steps: list[Step], dataset: Dataset) -> Step:
         previous=None if previous is None else previous.path,
     )
     write_review(found)
+    faults = [entry.fault for entry in found.entries().values() if entry.fault]
+    if faults:
+        _say(f"{found.path}: {len(faults)} image(s) get no mask, among them {faults[0]}")
     return _tell(found, folder, number=number, previous=previous, dataset=dataset)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from segserve.spec import Measure, ModelSpec, Plan
 from segserve.whole import write_whole
 from training.config import Layout, recipe_of
 from training.data import data_digest, read_image, read_truth
+from training.flywheel.copies import HELD_OUT, copies
 from training.flywheel.round import Entry, Round, RoundOrder, link
 from training.flywheel.scores import agreement, image_scores
 from training.flywheel.soft import SoftMask
@@ -137,6 +138,7 @@ def pseudolabel(
     files = image_files(images)
     found = Round(out)
     _begin(labeller, images, found, held_out=held_out, split=split, previous=previous)
+    found.append(_copies(found, files, held_out, split))
     if previous is not None:
         found.append(_taken_over(found, Round(previous), files))
     done = found.entries()
@@ -239,18 +241,35 @@ def _look_at_held_out(labeller: Labeller, found: Round, dataset: Dataset, split:
         yield HeldOut(scores=seen.scores, iou=image_miou(confusion_KK))
 
 
+def _copies(found: Round, files: Sequence[Path], dataset: Dataset, split: str) -> Iterator[Entry]:
+    """Lines of the images that are held out in truth: they get no mask, so that nobody trains on them."""
+    order, done = found.order, found.entries()
+    missing = [path for path in files if path.stem not in done]
+    for path, original in copies(missing, dataset, splits=(*HELD_OUT, split)).items() if missing else ():
+        fault = f"{path}: expected an image that is not held out, but it is a copy of {original}: it gets no mask"
+        yield _without_mask(path, order, fault)
+
+
+def _without_mask(path: Path, order: RoundOrder, fault: str) -> Entry:
+    return Entry(**_shared(path, order), verdict="relabel", fault=fault)
+
+
+def _shared(path: Path, order: RoundOrder) -> dict[str, Any]:
+    """What each line tells of an image."""
+    return {"name": path.stem, "file": path.name, "artifact": order.artifact, "round": order.number}
+
+
 def _labelled(labeller: Labeller, found: Round, path: Path, order: RoundOrder) -> Entry:
     """An image's line; its files are written before."""
-    shared = {"name": path.stem, "file": path.name, "artifact": order.artifact, "round": order.number}
     try:
         image_HWC = read_image(path)
     except ValueError as error:
-        return Entry(**shared, verdict="relabel", fault=str(error))  # type: ignore[arg-type]
+        return _without_mask(path, order, str(error))
     seen = labeller.look(image_HWC)
     seen.soft.write(found.soft(path.stem))
     trainable_HW = order.pixels.trainable(seen.soft)
     entry = Entry(
-        **shared,  # type: ignore[arg-type]
+        **_shared(path, order),
         scores=seen.scores,
         churn=_churn(seen.soft.mask_HW, order, path.stem),
         trained=round(float((trainable_HW < len(order.classes)).mean()), 4),
@@ -281,11 +300,11 @@ def _taken_over(found: Round, previous: Round, files: Sequence[Path]) -> Iterato
 
 
 def counts(entries: Sequence[Entry]) -> dict[str, int]:
-    """How many of each verdict, and how many could not be read."""
+    """How many of each verdict, and how many get no mask."""
     return {
         **{
             name: sum(entry.verdict == name and not entry.fault for entry in entries)
             for name in ("accept", "review", "relabel")
         },
-        "unreadable": sum(bool(entry.fault) for entry in entries),
+        "left out": sum(bool(entry.fault) for entry in entries),
     }

@@ -185,9 +185,14 @@ def _fault(path: Path, dataset: Dataset, error: ValueError) -> tuple[str, str]:
 
 
 def _image_facts(image_HWC: NDArray[np.uint8]) -> ImageFacts:
+    size = image_HWC.shape[0], image_HWC.shape[1]
+    return ImageFacts(size=size, digest=pixels_digest(image_HWC), thumbnail_SS=thumbnail(image_HWC))
+
+
+def pixels_digest(image_HWC: NDArray[np.uint8]) -> bytes:
+    """The same for images with the same pixels only."""
     height, width = image_HWC.shape[:2]
-    digest = hashlib.sha256(f"{height} {width} ".encode() + image_HWC.tobytes()).digest()
-    return ImageFacts(size=(height, width), digest=digest, thumbnail_SS=thumbnail(image_HWC))
+    return hashlib.sha256(f"{height} {width} ".encode() + image_HWC.tobytes()).digest()
 
 
 def _truth(dataset: Dataset, sample: Sample) -> MaskFacts | int:
