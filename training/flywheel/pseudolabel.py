@@ -31,7 +31,7 @@ from training.flywheel.copies import HELD_OUT, copies
 from training.flywheel.round import Entry, Round, RoundOrder, link
 from training.flywheel.scores import agreement, image_scores
 from training.flywheel.soft import SoftMask
-from training.flywheel.triage import HeldOut, PixelRule, Selection, fit_thresholds
+from training.flywheel.triage import HeldOut, PixelRule, Selection, check_held_out, fit_thresholds
 from training.layouts import Dataset, open_dataset
 from training.metrics import confusion_matrix, image_miou
 from training.run import Run
@@ -228,9 +228,7 @@ def _begin(
 def _look_at_held_out(labeller: Labeller, found: Round, dataset: Dataset, split: str) -> Iterator[HeldOut]:
     """Their scores and true IoU; they become the round's val split on the way."""
     spec = labeller.artifact.spec
-    names = [[entry.name for entry in classes] for classes in (spec.classes, dataset.classes)]
-    if names[0] != names[1]:
-        raise ValueError(f"expected held-out images with the classes {names[0]}, but {dataset.root} has {names[1]}")
+    check_held_out(dataset, split, spec.classes)
     found.claim()
     for sample in tqdm(dataset.split(split), desc="held out", unit="image", disable=None, leave=False):
         truth_HW = read_truth(sample, ignore_index=dataset.ignore_index)
