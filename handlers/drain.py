@@ -53,13 +53,18 @@ class Drain:
         return self._pause(LINGER_SECONDS) and drained
 
     def _pass_queues(self) -> bool:
-        """Send a marker into the queue of each version of each model, and wait until all are back."""
-        known = {(model.name, model.version) for model in self.health.models}
-        known |= {(state.name, state.version) for state in self.health.versions}
-        markers = [threading.Thread(target=self._mark, args=version, daemon=True) for version in known]
+        """Send a marker into each queue, and wait until all are back."""
+        markers = [threading.Thread(target=self._mark, args=version, daemon=True) for version in self._queues()]
         for marker in markers:
             marker.start()
         return self._wait(lambda: not any(marker.is_alive() for marker in markers))
+
+    def _queues(self) -> set[tuple[str, str]]:
+        """Model and version. One that does not load would keep its marker; a silent Java may still answer."""
+        states = self.health.versions
+        if not states:
+            return {(model.name, model.version) for model in self.health.models}
+        return {(state.name, state.version) for state in states if state.workers["ready"] or state.pending}
 
     def _mark(self, name: str, version: str) -> None:
         """Any answer will do except 503, with which TorchServe refuses what a full queue cannot take."""

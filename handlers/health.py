@@ -97,6 +97,10 @@ class Health:
         """Whether the version of this model that answers has a worker."""
         return self.is_running() and name in _ready(self.versions)
 
+    def answers(self) -> bool:
+        """Whether any version has a worker, so that somebody may wait for an answer."""
+        return any(state.workers["ready"] for state in self.versions)
+
     def reasons(self) -> list[str]:
         """Why the service is not ready; empty if it is."""
         if self.draining:

@@ -111,9 +111,8 @@ class _Service:
                 running.announce(self.folder, settings=self.settings, inner=self.inner)
                 self._announce()
                 self._until_signal(jvm, gateway)
-            elif health.reasons():
+            elif not health.answers():
                 return
-            # Else the signal came once requests were answered, but before this thread knew: that drains, too.
             _say("draining")
             drain = Drain(self.inner, health=health, folder=self.folder, signals=self.signals)
             if not drain.run():

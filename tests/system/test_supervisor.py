@@ -103,6 +103,31 @@ def test_a_signal_during_the_start_ends_it(tmp_path: Path, temporary: Path) -> N
     assert list(temporary.iterdir()) == []
 
 
+def test_a_signal_while_one_model_does_not_load_costs_no_request_to_another(tmp_path: Path, temporary: Path) -> None:
+    nginx_or_skip()
+    for name in ("toy", "broken"):
+        write_toy_archive(tmp_path / "store", name=name)
+    environment = {"TOY_SECONDS": "4"}
+    with serving(tmp_path / "store", temporary=temporary, environment=environment, gateway={}) as service:
+        until(lambda: waits_only_for(service, "broken"), 60)
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(httpx.post, service.prediction_url(), content=b"x", timeout=30)
+            until(lambda: 'segserve_in_flight{model="toy"} 1.0' in httpx.get(f"{service.ops}/metrics").text, 5)
+            service.process.send_signal(signal.SIGTERM)
+            began = time.monotonic()
+            assert asked.result().status_code == 200
+        code, output = service.end()
+    assert (code, time.monotonic() - began < 20) == (0, True), output
+    assert "segserve: draining" in output
+    assert "the drain was cut short" not in output
+
+
+def waits_only_for(service: Service, model: str) -> bool:
+    answer = service.ready()
+    reasons = answer.json().get("reasons", []) if answer is not None else []
+    return len(reasons) == 1 and reasons[0].startswith(f"model {model} 1.0: no worker is ready")
+
+
 @pytest.fixture(scope="module")
 def two_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """One service for the tests that only look."""
