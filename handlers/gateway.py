@@ -2,21 +2,19 @@
 
 import contextlib
 import os
-import queue
 import re
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO
 
 from handlers import nginx
 from handlers.management import VersionState
 from handlers.nginx import Place
+from handlers.output import lines_of, pass_on
 from handlers.settings import GatewaySettings, ServeSettings
 from handlers.torchserve import ServeError
 from segserve.whole import write_whole
@@ -30,7 +28,6 @@ MOST_STARTS = 5
 """Of one life of the service: what ends so often will not be helped by another start."""
 _LEASH = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.argv[1], sys.argv[1:])"
 """nginx gets SIGTERM from the kernel when the supervisor was killed and stops nothing, see prctl(2)."""
-_MOST_LINES = 10_000
 _QUERY = re.compile(r"\?[^ \"]*")
 
 
@@ -92,7 +89,7 @@ class Gateway:
         )
         self._starts += 1
         assert self._process.stdout is not None
-        pass_on(self._process.stdout, _print)
+        pass_on(lines_of(self._process.stdout), _print, name="nginx-log")
 
     def admit(self, versions: Mapping[str, VersionState]) -> None:
         """From now on pass requests on to these models, and refuse those to all others.
@@ -206,37 +203,6 @@ def _state(file: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return found.st_mtime_ns, found.st_ino, found.st_size
-
-
-def pass_on(lines: IO[bytes], write: Callable[[str], None]) -> None:
-    """Write each line, in threads of their own, until there are no more.
-
-    nginx waits for whoever reads its log, and with it every client. So lines are read at once whatever becomes of them:
-    where `write` is too slow, they are dropped, and their number is written.
-    """
-    waiting: queue.Queue[str | None] = queue.Queue(_MOST_LINES)
-    threading.Thread(target=_read, args=[lines, waiting], name="nginx-log", daemon=True).start()
-    threading.Thread(target=_write, args=[waiting, write], name="nginx-log-out", daemon=True).start()
-
-
-def _read(lines: IO[bytes], waiting: "queue.Queue[str | None]") -> None:
-    dropped = 0
-    with lines:
-        for raw in lines:
-            try:
-                if dropped:
-                    waiting.put_nowait(f"{dropped} lines of the log were dropped, because nobody read them in time")
-                    dropped = 0
-                waiting.put_nowait(raw.decode(errors="replace").rstrip())
-            except queue.Full:
-                dropped += 1
-    waiting.put(None)
-
-
-def _write(waiting: "queue.Queue[str | None]", write: Callable[[str], None]) -> None:
-    while (line := waiting.get()) is not None:
-        with contextlib.suppress(OSError):
-            write(line)
 
 
 def _print(line: str) -> None:

@@ -6,13 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 from handlers import landlock
+from handlers.output import lines_of, pass_on
 
 _PR_SET_PDEATHSIG = 1
 _LOGGED = ("INFO ", "WARN ", "ERROR ", "FATAL ", '{"time": ')
@@ -41,8 +42,8 @@ class Jvm:
             preexec_fn=partial(_begin, ruleset) if sys.platform == "linux" else None,
         )
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
-        self._reader = threading.Thread(target=self._read, name="torchserve-log", daemon=True)
-        self._reader.start()
+        assert self._process.stdout is not None
+        self._log = pass_on(self._logged(self._process.stdout), _print, name="torchserve-log")
 
     @property
     def is_running(self) -> bool:
@@ -62,17 +63,18 @@ class Jvm:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        self._reader.join(timeout=1)
+        self._log.join(timeout=1)
 
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        with self._process.stdout as output:
-            for raw in output:
-                line = raw.decode(errors="replace").rstrip()
-                self._tail.append(line)
-                if line.startswith(_LOGGED):
-                    with contextlib.suppress(OSError):
-                        print(line, file=sys.stderr, flush=True)
+    def _logged(self, output: IO[bytes]) -> Iterator[str]:
+        """What is to be printed of all that is read."""
+        for line in lines_of(output):
+            self._tail.append(line)
+            if line.startswith(_LOGGED):
+                yield line
+
+
+def _print(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _begin(ruleset: int | None) -> None:

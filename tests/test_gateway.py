@@ -1,7 +1,6 @@
 """The real nginx by itself: TorchServe and the ops port are not there."""
 
 import http.client
-import os
 import socket
 import ssl
 import subprocess
@@ -227,27 +226,6 @@ def test_what_ends_again_and_again_is_given_up(folder: Path, monkeypatch: pytest
     until(lambda: gateway._process.poll() is not None, 5)
     with pytest.raises(ServeError, match="nginx ended 1 times, the last time with code -9"):
         gateway.watch()
-
-
-def test_a_log_that_nobody_reads_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateway_module, "_MOST_LINES", 5)
-    reads = threading.Event()
-    written: list[str] = []
-
-    def write(line: str) -> None:
-        reads.wait(5)
-        written.append(line)
-
-    reader, writer = os.pipe()
-    with os.fdopen(writer, "wb", buffering=0) as lines:
-        gateway_module.pass_on(os.fdopen(reader, "rb"), write)
-        for number in range(20_000):
-            lines.write(b"%06d\n" % number)
-        reads.set()
-        until(lambda: lines.write(b"next\n") and written[-1:] == ["next"], 5)
-    dropped = [int(line.split()[0]) for line in written if "lines of the log were dropped" in line]
-    assert written[:5] == [f"{number:06}" for number in range(5)]
-    assert sum(dropped) + len(written) - len(dropped) >= 20_000
 
 
 def processes(gateway: Gateway) -> list[psutil.Process]:
