@@ -61,7 +61,7 @@ class Gateway:
         self._waiting_batches = gateway.waiting_batches
         self._unready = folder / "unready"
         self._unready.mkdir(parents=True)
-        self._list()
+        self._list(self.models)
         self.admit({})
         self._text = partial(nginx.configuration, settings, gateway, folder=folder, torchserve_port=torchserve_port)
         self._files = [file for file in (gateway.tokens, gateway.certificate, gateway.key) if file]
@@ -110,8 +110,8 @@ class Gateway:
             for place in self.models
         )
         if models != self.models:
+            self._list(models)
             self.models = models
-            self._list()
 
     def watch(self) -> None:
         """Start nginx again if it has ended; have it take what has changed: tokens, certificates, places of a model.
@@ -139,8 +139,8 @@ class Gateway:
     def _configuration(self) -> Path:
         return self.folder / "nginx.conf"
 
-    def _list(self) -> None:
-        write_whole(self.folder / "models.json", nginx.model_list(self.models))
+    def _list(self, models: Sequence[Place]) -> None:
+        write_whole(self.folder / "models.json", nginx.model_list(models))
 
     def _command(self, configuration: Path) -> list[str]:
         return [nginx.find_nginx(), "-e", "stderr", "-p", f"{self.folder}/", "-c", str(configuration)]

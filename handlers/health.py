@@ -132,7 +132,8 @@ class Health:
             snapshot = self._snapshot
             with contextlib.suppress(OSError, ValueError):
                 snapshot = _Snapshot(time.monotonic(), self._management.versions(self._names))
-            self._admit(_ready(_fresh(snapshot)))
+            with contextlib.suppress(OSError):  # a full disk; told again the next time
+                self._admit(_ready(_fresh(snapshot)))
             self._snapshot = snapshot
             self._closed.wait(0.2 if self.reasons() else 2.0)
 

@@ -1,6 +1,8 @@
 """The real nginx by itself: TorchServe and the ops port are not there."""
 
+import errno
 import http.client
+import os
 import socket
 import ssl
 import subprocess
@@ -158,6 +160,21 @@ def test_another_version_is_listed_and_has_its_own_places(
         assert listed() == "2.0"
     finally:
         gateway.stop(seconds=5)
+
+
+def test_a_list_that_a_full_disk_did_not_take_is_written_later(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    workers: dict[WorkerState, int] = {"ready": 1, "loading": 0, "other": 0}
+    answers = VersionState(name="toy", version="2.0", workers=workers, pending=0, batch_delay_seconds=0)
+    gateway, _ = make(folder)
+    with monkeypatch.context() as patched:
+        patched.setattr(gateway_module, "write_whole", full)
+        with pytest.raises(OSError, match="No space left"):
+            gateway.admit({"toy": answers})
+    gateway.admit({"toy": answers})
+    assert '"version": "2.0"' in (folder / "nginx/models.json").read_text()
 
 
 def ask(connection: http.client.HTTPConnection, token: str) -> int:

@@ -1,6 +1,8 @@
 """The ops port before a recorded management API: an HTTP server that answers what TorchServe 0.12.0 answered."""
 
+import errno
 import json
+import os
 import socket
 import threading
 import time
@@ -20,6 +22,7 @@ from handlers.management import Management, VersionState
 from handlers.ops import OpsServer
 from handlers.store import ServedModel
 from handlers.torchserve import free_port
+from tests.system.toy_service import until
 
 MODELS = (ServedModel("old.mar", "toy", "1.0"), ServedModel("new.mar", "toy", "1.1"))
 
@@ -168,6 +171,22 @@ def test_an_archive_that_torchserve_did_not_take_is_a_reason() -> None:
         ops.wait_for(["model toy 1.1: TorchServe did not take new.mar"])
         assert ops.health.refused() == [MODELS[1]]
         assert ops.client.get("/ready").status_code == 503
+
+
+def test_a_full_disk_does_not_end_the_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gateway is told by files."""
+    told = list[list[str]]()
+
+    def admit(ops: Ops, ready: Mapping[str, VersionState]) -> None:
+        told.append(list(ready))
+        if len(told) == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Ops, "_admit", admit)
+    with serving(*READY) as ops:
+        until(lambda: told[1:] == [["toy"]], 5)
+        ops.wait_for([])
+        assert [ops.client.get(path).status_code for path in ("/ready", "/live")] == [200, 200]
 
 
 def test_while_draining_the_service_is_live_and_not_ready() -> None:
