@@ -179,6 +179,7 @@ class _Served:
 
     def _load(self, archive: Path, version: ServedModel) -> None:
         """TorchServe reads the archive before it answers; then nobody can have it loaded once more."""
+        self.folder.withdraw()  # what a deployment left that was killed here
         self.folder.offer(archive, name="next.mar")
         try:
             self.management.register("next.mar")

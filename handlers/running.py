@@ -68,11 +68,12 @@ def alone(folder: RunFolder) -> Iterator[None]:
         yield
 
 
-def forget_left_sample(folder: RunFolder) -> None:
-    """Delete the images that a killed deployment has left behind."""
-    if folder.sample.exists():
+def forget_left(folder: RunFolder) -> None:
+    """Delete what a killed deployment has left behind: images, and the link to its archive."""
+    if folder.sample.exists() or any(folder.store.iterdir()):
         with contextlib.suppress(ValueError), alone(folder):
-            shutil.rmtree(folder.sample)
+            folder.withdraw()
+            shutil.rmtree(folder.sample, ignore_errors=True)
 
 
 def _own_folders() -> list[RunFolder]:

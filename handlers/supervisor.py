@@ -230,7 +230,6 @@ class _Service:
             gateway.stop(seconds=GATEWAY_STOP_SECONDS)
 
     def _watch(self, gateway: Gateway | None) -> None:
-        running.forget_left_sample(self.folder)
         if self.settings.doubtful and time.monotonic() >= self.delete_at:
             try:
                 delete_old(self.settings.doubtful)
@@ -260,6 +259,7 @@ class _Service:
     def _until_signal(self, jvm: Jvm, gateway: Gateway | None) -> None:
         while not self.signals.wait(WATCH_SECONDS):
             self._check_running(jvm)
+            running.forget_left(self.folder)
             self._watch(gateway)
 
     def _check_running(self, jvm: Jvm) -> None:

@@ -180,6 +180,15 @@ def test_what_torchserve_does_not_take_leaves_nothing_behind(store: Path, tmp_pa
     assert list(RunFolder(tmp_path / "segserve-a").store.iterdir()) == []
 
 
+def test_the_link_of_a_killed_deployment_is_in_nobodys_way(store: Path, tmp_path: Path, spec: ModelSpec) -> None:
+    folder = RunFolder(tmp_path / "segserve-a")
+    folder.store.mkdir()
+    folder.offer(store / "cells.mar.new", name="next.mar")
+    archive = write_archive(tmp_path / "new.mar", spec=spec)
+    with pytest.raises(RuntimeError, match="expected TorchServe to take POST"):
+        deploy(DeploySettings(archive=archive, store=store), say=print)
+
+
 def test_without_a_previous_version_there_is_nothing_to_roll_back_to(store: Path) -> None:
     with pytest.raises(
         ValueError, match=r"cells\.mar\.previous, the archive that was served before, but there is none"

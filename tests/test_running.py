@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from handlers import running
-from handlers.running import announce, find, forget_left_sample
+from handlers.running import announce, find, forget_left
 from handlers.settings import GatewaySettings, ServeSettings
 from handlers.torchserve import RunFolder
 from segserve import sample
@@ -76,10 +76,22 @@ def test_only_one_at_a_time(temporary: Path) -> None:
 
 def test_images_that_a_killed_deployment_left_are_deleted(temporary: Path) -> None:
     folder = RunFolder(temporary)
+    folder.store.mkdir()
     sample.ask(folder.sample, count=1)
     with running.alone(folder):
-        forget_left_sample(folder)
+        forget_left(folder)
         assert folder.sample.exists()
-    forget_left_sample(folder)
+    forget_left(folder)
     assert not folder.sample.exists()
-    forget_left_sample(folder)
+    forget_left(folder)
+
+
+def test_a_link_that_a_killed_deployment_left_is_deleted(temporary: Path) -> None:
+    folder = RunFolder(temporary)
+    folder.store.mkdir()
+    folder.offer(temporary / "gone.mar", name="next.mar")
+    with running.alone(folder):
+        forget_left(folder)
+        assert len(list(folder.store.iterdir())) == 1
+    forget_left(folder)
+    assert list(folder.store.iterdir()) == []
