@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from handlers.management import is_alive
 from handlers.settings import ServeSettings
 from handlers.torchserve import RunFolder
 from segserve.settings import Settings
@@ -21,16 +20,37 @@ PREFIX = "segserve-"
 class Running(Settings):
     """One service, as it has started."""
 
-    pid: int
     settings: ServeSettings
     inner: ServeSettings
     """TorchServe's own view: behind a gateway it listens elsewhere."""
 
 
+@contextlib.contextmanager
+def alive(folder: RunFolder) -> Iterator[None]:
+    """Hold what says that this service lives, until it ends, however it does.
+
+    A process number would say nothing: in a container it is the same after each start. The file has its name only once
+    it is locked, so that nobody takes a service that begins for a dead one. Java and nginx do not inherit it.
+    """
+    begun = folder.alive.with_suffix(".new")
+    with begun.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        begun.rename(folder.alive)
+        yield
+
+
+def delete_dead() -> None:
+    """Delete the run folders that killed services of this user have left: unpacked archives, and what clients sent."""
+    for folder in _own_folders():
+        with contextlib.suppress(OSError), folder.alive.open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder.root, ignore_errors=True)
+
+
 def announce(folder: RunFolder, *, settings: ServeSettings, inner: ServeSettings) -> None:
     """Say in the run folder, which only its user may enter, what this process serves."""
     absolute = settings.model_copy(update={"store": settings.store.resolve()})
-    running = Running(pid=os.getpid(), settings=absolute, inner=inner)
+    running = Running(settings=absolute, inner=inner)
     write_whole(folder.announcement, running.model_dump_json())
 
 
@@ -43,7 +63,7 @@ def find(store: Path) -> tuple[Running, RunFolder]:
     found = [
         (running, folder)
         for folder in _own_folders()
-        if (running := _read(folder)) and running.settings.store == store.resolve() and is_alive(running.pid)
+        if (running := _read(folder)) and running.settings.store == store.resolve() and _is_alive(folder)
     ]
     if len(found) != 1:
         raise ValueError(
@@ -78,9 +98,25 @@ def forget_left(folder: RunFolder) -> None:
 
 def _own_folders() -> list[RunFolder]:
     """A folder of somebody else could say anything."""
-    entries = os.scandir(tempfile.gettempdir())
-    found = (entry for entry in entries if entry.name.startswith(PREFIX) and entry.is_dir(follow_symlinks=False))
-    return [RunFolder(Path(entry.path)) for entry in found if entry.stat().st_uid == os.geteuid()]
+    return [RunFolder(Path(entry.path)) for entry in os.scandir(tempfile.gettempdir()) if _is_own(entry)]
+
+
+def _is_own(entry: os.DirEntry[str]) -> bool:
+    with contextlib.suppress(FileNotFoundError):  # a service has just ended
+        is_folder = entry.name.startswith(PREFIX) and entry.is_dir(follow_symlinks=False)
+        return is_folder and entry.stat().st_uid == os.geteuid()
+    return False
+
+
+def _is_alive(folder: RunFolder) -> bool:
+    try:
+        with folder.alive.open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        pass
+    return False
 
 
 def _read(folder: RunFolder) -> Running | None:

@@ -284,6 +284,7 @@ def _behind_gateway(settings: ServeSettings, *, port: int) -> ServeSettings:
 @contextlib.contextmanager
 def _run_folder() -> Iterator[RunFolder]:
     try:
+        running.delete_dead()
         root = Path(tempfile.mkdtemp(prefix=running.PREFIX))
     except OSError as error:
         raise ServeError(f"expected a temporary folder with room in it, but got: {error}; set TMPDIR to one") from error
@@ -294,8 +295,9 @@ def _run_folder() -> Iterator[RunFolder]:
                 f"but got {root}: set TMPDIR to a shorter one"
             )
         folder = RunFolder(root)
-        folder.make()
-        yield folder
+        with running.alive(folder):
+            folder.make()
+            yield folder
     finally:
         shutil.rmtree(root, ignore_errors=True)
 

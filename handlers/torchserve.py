@@ -92,6 +92,11 @@ class RunFolder:
         return self.root / "service.json"
 
     @property
+    def alive(self) -> Path:
+        """Locked as long as the service lives, see `handlers.running`."""
+        return self.root / "alive"
+
+    @property
     def lock(self) -> Path:
         """Held by the one command that changes what is served."""
         return self.root / "lock"

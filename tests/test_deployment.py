@@ -63,7 +63,8 @@ def store(tmp_path: Path, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> I
     folder = RunFolder(tmp_path / "segserve-a")
     folder.root.mkdir()
     running.announce(folder, settings=settings, inner=settings)
-    yield tmp_path / "store"
+    with running.alive(folder):
+        yield tmp_path / "store"
     management.shutdown()
     management.server_close()
     assert {path.name for path in (tmp_path / "store").iterdir()} <= {"cells.mar", "more.mar", SUMS}

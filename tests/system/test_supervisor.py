@@ -240,6 +240,20 @@ def test_java_nginx_and_workers_do_not_outlive_a_killed_supervisor(tmp_path: Pat
         until(lambda: all(is_gone(pid) for pid in processes), 10)
 
 
+def test_what_a_killed_service_left_is_deleted_at_the_next_start(tmp_path: Path, temporary: Path) -> None:
+    write_toy_archive(tmp_path / "store")
+    with serving(tmp_path / "store", temporary=temporary) as service:
+        service.wait_ready()
+        [left] = temporary.glob("segserve-*")
+        service.process.kill()
+        service.end()
+    assert left.exists()
+    with serving(tmp_path / "store", temporary=temporary) as service:
+        service.wait_ready()
+        [own] = temporary.glob("segserve-*")
+        assert own != left
+
+
 def test_the_death_of_java_ends_the_service_after_its_clients_were_answered(tmp_path: Path, temporary: Path) -> None:
     nginx_or_skip()
     write_toy_archive(tmp_path / "store")
