@@ -15,6 +15,7 @@ import yaml
 import handlers
 import segserve
 from handlers.adapter import ARTIFACT_FOLDER
+from handlers.store import is_plain
 from segserve.artifact import Artifact, check_example, load_artifact
 from segserve.choice import build_engine
 from segserve.predictor import build_predictor
@@ -37,14 +38,27 @@ def package(artifact_path: Path, *, name: str | None = None, version: str = "1.0
         name: of the model in the server and of the file; None: the spec's.
         version: as TorchServe's addresses name it.
         store: the folder for archives; made if missing.
+
+    Raises:
+        ValueError: the name or the version is none that can be served, or the artifact cannot be read.
     """
     artifact = load_artifact(artifact_path)
+    name = artifact.spec.name if name is None else name
+    _check_plain("name", name)
+    _check_plain("version", version)
     check_example(artifact, build_predictor(artifact.spec, build_engine(artifact, device="cpu")))
-    name = name or artifact.spec.name
     target = store / f"{name}.mar"
     with replacing(target) as temporary:
         _write_zip(temporary, sorted(_entries(artifact, name, version)))
     return target
+
+
+def _check_plain(what: str, value: str) -> None:
+    if not is_plain(value):
+        raise ValueError(
+            f"expected a {what} of letters, digits and . _ + -, a letter or digit first and no two dots together, "
+            f"but got {value!r}: choose another with --{what}"
+        )
 
 
 def _write_zip(path: Path, entries: list[Entry]) -> None:

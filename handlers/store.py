@@ -21,7 +21,7 @@ SUMS = "SHA256SUMS"
 """A store's file, as sha256sum writes it. Where there is one, each archive's digest must stand in it."""
 _MANIFEST = "MAR-INF/MANIFEST.json"
 _SPEC = "artifact/spec.json"
-_FILE_NAME = re.compile(r"\w[\w.+-]*\.mar")
+_PLAIN = re.compile(r"\w[\w.+-]*")
 """TorchServe splits its list of models at commas and equals signs."""
 
 
@@ -136,8 +136,13 @@ def check_listed(path: Path) -> None:
         )
 
 
+def is_plain(name: str) -> bool:
+    """Whether a file can be called so, in a list of TorchServe's and in an address."""
+    return _PLAIN.fullmatch(name) is not None and ".." not in name
+
+
 def _check_name(path: Path) -> None:
-    if not _FILE_NAME.fullmatch(path.name) or ".." in path.name:
+    if not is_plain(path.name):
         raise ValueError(
             f"expected an archive's file name of letters, digits and . _ + -, but got {path.name!r}: rename the file"
         )
