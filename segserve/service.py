@@ -117,6 +117,7 @@ class Service:
         self._answers = AnswerCounter(self.spec, name=name)
         engine = predictor.engine
         metrics.DEGRADED.labels(name, "tta")
+        metrics.IN_FLIGHT.labels(name).set(0)
         metrics.MODEL_INFO.labels(name, version, artifact.digest, engine.name, str(engine.device)).set(1)
 
     def handle(self, requests: Sequence[Request], *, ready: bool = True) -> list[Response]:

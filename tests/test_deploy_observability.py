@@ -114,6 +114,48 @@ def test_alerts_fire_when_they_should() -> None:
     promtool("test", "rules", RULES_FILE.replace("rules.yaml", "rules_test.yaml"))
 
 
+def test_the_autoscalers_have_an_answer_without_traffic(tmp_path: Path) -> None:
+    """Where a metric cannot be read, no replica is taken away; here requests came once, then none for ten minutes."""
+    still = {"segserve_in_flight": 0, "segserve_queue_depth": 0, "ts_queue_latency_seconds_total": 30}
+    answers = dict.fromkeys(("segserve_requests_held", "segserve_queue_seconds", "requests-held", "queue-seconds"), 0.0)
+    check_autoscalers(tmp_path, {**still, "ts_inference_requests_total": 600}, answers)
+
+
+def test_requests_that_wait_count_before_the_first_is_computed(tmp_path: Path) -> None:
+    answers = {"segserve_requests_held": 500.0, "requests-held": 500.0, "segserve_queue_seconds": 0.0}
+    check_autoscalers(tmp_path, {"segserve_queue_depth": 500}, answers)
+
+
+def check_autoscalers(folder: Path, metrics: dict[str, int], answers: dict[str, float]) -> None:
+    """Whether queries, by name, answer so of a pod whose metrics have had these values for ten minutes."""
+    labels = 'namespace="a",pod="p",app_kubernetes_io_instance="stable"'
+    series = [{"series": f"{name}{{{labels}}}", "values": f"{value}x60"} for name, value in metrics.items()]
+    queries = autoscaler_queries()
+    cases = [
+        {
+            "expr": queries[name],
+            "eval_time": "10m",
+            "exp_samples": [{"labels": "{}" if "-" in name else '{pod="p"}', "value": value}],
+        }
+        for name, value in answers.items()
+    ]
+    tests = [{"interval": "15s", "input_series": series, "promql_expr_test": cases}]
+    (folder / "test.yaml").write_text(yaml.safe_dump({"rule_files": [], "tests": tests}))
+    promtool("test", "rules", str(folder / "test.yaml"))
+
+
+def autoscaler_queries() -> dict[str, str]:
+    """KEDA's as they are, those of prometheus-adapter as it would ask for a pod."""
+    triggers = yaml.safe_load((COMPONENTS / "keda" / "autoscaler.yaml").read_text())["spec"]["triggers"]
+    rules = yaml.safe_load((COMPONENTS / "hpa" / "adapter.yaml").read_text())["rules"]["custom"]
+    return {trigger["name"]: trigger["metadata"]["query"] for trigger in triggers} | {
+        rule["name"]["as"]: rule["metricsQuery"]
+        .replace("<<.GroupBy>>", "pod")
+        .replace("<<.LabelMatchers>>", 'namespace="a"')
+        for rule in rules
+    }
+
+
 def test_every_alert_is_tried_firing() -> None:
     tests = yaml.safe_load(RULES.with_name("rules_test.yaml").read_text())["tests"]
     tried = {case["alertname"] for test in tests for case in test["alert_rule_test"] if case["exp_alerts"]}

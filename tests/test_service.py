@@ -547,6 +547,7 @@ def test_requests_in_flight_are_counted_while_they_are(artifact: Artifact) -> No
             return super().attempt(queries, **options)
 
     watched = Service(artifact, Watching(artifact.spec, ToyEngine()), name="watched", version="1", pool_size=1)
+    assert REGISTRY.get_sample_value("segserve_in_flight", {"model": "watched"}) == 0, "there before the first batch"
     watched.handle([request(RED), request(RED), request(RED)])
     assert seen == [3]
     assert sample("segserve_in_flight", model="watched") == 0
