@@ -69,6 +69,17 @@ def test_without_a_supervisor_behind_it_the_answer_is_still_a_problem(folder: Pa
     assert (answer.headers["content-type"], answer.json()["request_id"]) == ("application/problem+json", "a-1")
 
 
+def test_a_line_break_after_a_path_makes_another_path(folder: Path) -> None:
+    """Else it would end the request line that the ops port gets."""
+    gateway, port = make(folder)
+    start(gateway, port)
+    try:
+        statuses = [httpx.get(f"http://127.0.0.1:{port}/{page}%0a").status_code for page in ("ready", "live")]
+    finally:
+        gateway.stop(seconds=5)
+    assert statuses == [404, 404]
+
+
 def test_tls(folder: Path) -> None:
     certificate, key = folder / "tls.crt", folder / "tls.key"
     subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-days", "2", "-nodes"]
