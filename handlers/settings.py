@@ -71,7 +71,7 @@ def _read(path: Path, *, paths: Sequence[str]) -> dict[str, Any]:
         given = tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"expected {path} to be TOML, but it is not: {error}") from None
-    return {**given, **{name: path.parent / given[name] for name in paths if name in given}}
+    return {**given, **{name: path.parent / given[name] for name in paths if isinstance(given.get(name), str)}}
 
 
 class ServeSettings(Settings):

@@ -249,10 +249,17 @@ def test_the_folder_is_relative_to_the_file(tmp_path: Path) -> None:
     assert read_doubtful(tmp_path / "doubtful.toml") == DoubtfulSettings(folder=tmp_path / "kept", days=7)
 
 
-def test_the_folder_must_be_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "doubtful.toml").write_text("days = 7\n")
+@pytest.mark.parametrize(
+    ("toml", "sentence"),
+    [
+        ("days = 7\n", "expected a value for 'folder', but none was given"),
+        ("folder = 5\n", "expected 'folder' to be a path, but got 5"),
+    ],
+)
+def test_the_folder_must_be_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], toml: str, sentence: str) -> None:
+    (tmp_path / "doubtful.toml").write_text(toml)
     assert main(["serve", "--doubtful", str(tmp_path / "doubtful.toml")]) == 2
-    assert "folder" in capsys.readouterr().err
+    assert capsys.readouterr().err == f"segserve: {sentence}\n"
 
 
 def test_the_folder_must_not_lie_in_the_store(tmp_path: Path) -> None:

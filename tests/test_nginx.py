@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from cli import main
 from handlers import nginx
 from handlers.nginx import Place
 from handlers.settings import GatewaySettings, ServeSettings, read_gateway
@@ -110,6 +111,14 @@ def test_settings_that_are_wrong(tmp_path: Path, toml: str, error: type[Exceptio
     (tmp_path / "gateway.toml").write_text(toml)
     with pytest.raises(error, match=sentence):
         read_gateway(str(tmp_path / "gateway.toml"))
+
+
+def test_a_number_where_a_path_belongs_is_said_in_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gateway.toml").write_text("tokens = 5\n")
+    assert main(["serve", "--gateway", str(tmp_path / "gateway.toml")]) == 2
+    assert capsys.readouterr().err == "segserve: expected 'tokens' to be a path, but got 5\n"
 
 
 def test_proxies_that_are_trusted_name_the_client(tmp_path: Path) -> None:

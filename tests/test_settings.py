@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -15,6 +16,7 @@ class Example(Settings):
     mode: Literal["fast", "exact"] = "fast"
     count: int = Field(default=1, ge=1)
     inner: Inner = Inner()
+    folder: Path | None = None
 
     @field_validator("name")
     @classmethod
@@ -43,6 +45,7 @@ def reason(values: dict[str, Any], **options: Any) -> str:
         ({"name": "a", "mode": "slow"}, "expected 'mode' to be 'fast' or 'exact', but got 'slow'"),
         ({"name": "a", "count": 0}, "expected 'count' to be greater than or equal to 1, but got 0"),
         ({"name": "a", "inner": {"size": []}}, "expected 'inner.size' to be a valid integer, but got []"),
+        ({"name": "a", "folder": 5}, "expected 'folder' to be a path, but got 5"),
         ({"name": "too long"}, "'name': expected a short name, but got 'too long'"),
         ({"name": "a", "mode": "exact", "count": 2}, "expected count 1 with mode exact, but got 2"),
         ({"name": "a", "nmae": "b"}, "'nmae' is not a known key: remove it or correct its spelling"),
