@@ -163,7 +163,7 @@ def read_archive(path: Path) -> ServedModel:
         raise ValueError(
             f"expected {path} to be readable, but got: {error.strerror}; let whoever serves read it"
         ) from error
-    except (zipfile.BadZipFile, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+    except (zipfile.BadZipFile, AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
         raise ValueError(
             f"expected {path} to be a model archive whose {_MANIFEST} names the model and its version, but got "
             f"{type(error).__name__} ({error}): make it again with `segserve package`"

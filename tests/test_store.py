@@ -103,7 +103,7 @@ def test_places_and_task_come_from_the_archive(tmp_path: Path) -> None:
     assert (served.task, served.places, served.answer_seconds) == ("segmentation", 16, 90)
 
 
-@pytest.mark.parametrize("config", ["minWorkers: many", "{", "batchSize: [8]"])
+@pytest.mark.parametrize("config", ["minWorkers: many", "{", "batchSize: [8]", "- batchSize: 8", "batchSize"])
 def test_a_configuration_that_cannot_be_read_is_said_in_one_sentence(tmp_path: Path, config: str) -> None:
     model = {"modelName": "seg", "modelVersion": "1.0", "configFile": "c.yaml"}
     with zipfile.ZipFile(tmp_path / "a.mar", "w") as archive:
