@@ -1,6 +1,7 @@
 """The ops port: /metrics for Prometheus, /ready for load balancers, /live for whoever restarts the service."""
 
 import json
+import re
 import socketserver
 import threading
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from handlers.throughput import Throughput
 
 RETRY_AFTER_SECONDS = 2
 _LARGEST_IGNORED_BODY = 65536
+_LENGTH = re.compile(r"[0-9]{1,18}")
 
 
 class OpsServer(ThreadingHTTPServer):
@@ -72,8 +74,13 @@ class _OpsHandler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def do_POST(self) -> None:
-        self.rfile.read(min(int(self.headers.get("Content-Length") or 0), _LARGEST_IGNORED_BODY))
         self.close_connection = True
+        length = self.headers.get("Content-Length", "0").strip()
+        if not _LENGTH.fullmatch(length):
+            detail = f"expected Content-Length to be a number of bytes, but got {length[:100]!r}: send GET or HEAD"
+            self._send_json(HTTPStatus.BAD_REQUEST, {"detail": detail}, headers={"Connection": "close"})
+            return
+        self.rfile.read(min(int(length), _LARGEST_IGNORED_BODY))
         allowed = {"Allow": "GET, HEAD", "Connection": "close"}
         self._send_json(HTTPStatus.METHOD_NOT_ALLOWED, {"detail": "expected GET or HEAD"}, headers=allowed)
 

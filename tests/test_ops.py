@@ -1,13 +1,14 @@
 """The ops port before a recorded management API: an HTTP server that answers what TorchServe 0.12.0 answered."""
 
 import errno
+import http.client
 import json
 import os
 import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
@@ -264,3 +265,14 @@ def test_other_paths_and_methods_are_refused_and_the_next_request_is_answered() 
             answer = ops.client.request(method, "/ready", content=b"a body")
             assert (answer.status_code, answer.headers["Allow"]) == (405, "GET, HEAD")
             assert ops.client.get("/live").status_code == 200
+
+
+@pytest.mark.parametrize("length", ["abc", "-5", "9" * 5000])
+def test_a_length_that_is_none_is_said(length: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with serving(*READY) as ops, closing(http.client.HTTPConnection("127.0.0.1", ops.port, timeout=5)) as client:
+        client.request("POST", "/ready", headers={"Content-Length": length})
+        answer = client.getresponse()
+        assert answer.status == 400
+        detail = json.loads(answer.read())["detail"]
+        assert detail.startswith(f"expected Content-Length to be a number of bytes, but got {length[:100]!r}")
+    assert "Traceback" not in capfd.readouterr().err
