@@ -69,6 +69,18 @@ def test_without_a_supervisor_behind_it_the_answer_is_still_a_problem(folder: Pa
     assert (answer.headers["content-type"], answer.json()["request_id"]) == ("application/problem+json", "a-1")
 
 
+def test_its_folder_may_have_a_space_in_its_name(folder: Path) -> None:
+    gateway, port = make(folder / "a b")
+    start(gateway, port)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        listed, refused = httpx.get(f"{url}/v1/models"), httpx.post(f"{url}/v1/segment", content=b"x")
+    finally:
+        gateway.stop(seconds=5)
+    assert [model["name"] for model in listed.json()["models"]] == ["toy"]
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+
+
 def test_a_line_break_after_a_path_makes_another_path(folder: Path) -> None:
     """Else it would end the request line that the ops port gets."""
     gateway, port = make(folder)
