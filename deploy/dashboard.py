@@ -132,6 +132,12 @@ PANELS = (
         description="On all its ports.",
     ),
     Panel(
+        title="Answers of the gateway",
+        unit="reqps",
+        queries={"{{model}} {{status}}": _rate("segserve_gateway_answers_total", "model", "status")},
+        description="Whoever made them; 429, 401 and 403 are its own.",
+    ),
+    Panel(
         title="Shares of the classes, last hour",
         unit="percentunit",
         queries={"{{model}} {{class}}": 'segserve:class_share:rate1h{model=~"$model"}'},

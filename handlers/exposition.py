@@ -9,12 +9,12 @@ import re
 import struct
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from prometheus_client import Metric
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
@@ -125,6 +125,28 @@ class SupervisorMetrics(Collector):
                 workers.add_metric([name, state], sum(one.workers[state] for one in needed if one.name == name))
         yield queue
         yield workers
+
+
+class GatewayMetrics(Collector):
+    """What clients were answered by the gateway, which refuses much that no worker hears of.
+
+    Args:
+        answers: how many, by model and status; counted on by others.
+    """
+
+    def __init__(self, answers: Mapping[tuple[str, str], int]) -> None:
+        self.answers = answers
+
+    def collect(self) -> Iterator[Metric]:
+        """One family."""
+        family = CounterMetricFamily(
+            "segserve_gateway_answers",
+            "Answers of the gateway to requests that name a model",
+            labels=["model", "status"],
+        )
+        for (model, status), count in list(self.answers.items()):
+            family.add_metric([model, status], count)
+        yield family
 
 
 class TorchServeMetrics(Collector):

@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from urllib.parse import unquote
 
 from handlers import nginx
 from handlers.management import VersionState
@@ -29,6 +31,10 @@ MOST_STARTS = 5
 _LEASH = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.argv[1], sys.argv[1:])"
 """nginx gets SIGTERM from the kernel when the supervisor was killed and stops nothing, see prctl(2)."""
 _QUERY = re.compile(r"\?[^ \"]*")
+_ANSWER = re.compile(r'"model":"([^"]+)","status":(\d{3}),"bytes_received":\d+,"bytes_sent":[1-9]')
+"""Of the access log, where nginx names a served model or none, and a status also where the client left before it."""
+_FIRST_STATUSES = ("200", "429", "503", "504")
+"""Counted from 0, so that what is computed of the first of them is right."""
 
 
 class Gateway:
@@ -57,6 +63,8 @@ class Gateway:
     ) -> None:
         self.models = tuple(models)
         """As they are now: another version may answer after a while."""
+        self.answers = Counter({(place.name, status): 0 for place in models for status in _FIRST_STATUSES})
+        """To requests that name a model, by it and by status, whoever made them: a handler, TorchServe or nginx."""
         self.folder = folder
         self._waiting_batches = gateway.waiting_batches
         self._unready = folder / "unready"
@@ -89,7 +97,7 @@ class Gateway:
         )
         self._starts += 1
         assert self._process.stdout is not None
-        pass_on(lines_of(self._process.stdout), _print, name="nginx-log")
+        pass_on(self._counted(lines_of(self._process.stdout)), _print, name="nginx-log")
 
     def admit(self, versions: Mapping[str, VersionState]) -> None:
         """From now on pass requests on to these models, and refuse those to all others.
@@ -138,6 +146,13 @@ class Gateway:
     @property
     def _configuration(self) -> Path:
         return self.folder / "nginx.conf"
+
+    def _counted(self, lines: Iterable[str]) -> Iterator[str]:
+        """As they are read, so that those are counted, too, that are dropped later."""
+        for line in lines:
+            if found := _ANSWER.search(line):
+                self.answers[unquote(found[1]), found[2]] += 1
+            yield line
 
     def _list(self, models: Sequence[Place]) -> None:
         write_whole(self.folder / "models.json", nginx.model_list(models))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from handlers import landlock, nginx, running, torchserve
 from handlers.drain import Drain
-from handlers.exposition import Scrape, SupervisorMetrics, TorchServeMetrics, WorkerMetrics
+from handlers.exposition import GatewayMetrics, Scrape, SupervisorMetrics, TorchServeMetrics, WorkerMetrics
 from handlers.gateway import Gateway
 from handlers.health import Health
 from handlers.jvm import Jvm
@@ -103,7 +103,7 @@ class _Service:
         with (
             self._torchserve() as jvm,
             self._health(jvm, gateway) as health,
-            self._ops(health),
+            self._ops(health, gateway),
             self._started(gateway),
         ):
             if self._until_ready(jvm, health, gateway):
@@ -184,12 +184,13 @@ class _Service:
             health.close()
 
     @contextlib.contextmanager
-    def _ops(self, health: Health) -> Iterator[None]:
+    def _ops(self, health: Health, gateway: Gateway | None) -> Iterator[None]:
         settings = self.settings
         scrape = Scrape(
             SupervisorMetrics(health),
             WorkerMetrics(self.folder.metrics),
             TorchServeMetrics(self.metrics_port, timeout=SCRAPE_TIMEOUT_SECONDS),
+            *([GatewayMetrics(gateway.answers)] if gateway else []),
         )
         with _listening("--ops-port", settings.host, settings.ops_port):
             server = OpsServer(

@@ -15,7 +15,7 @@ import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
 from deploy import dashboard
-from handlers.exposition import _TORCHSERVE_FAMILIES, SupervisorMetrics, TorchServeMetrics
+from handlers.exposition import _TORCHSERVE_FAMILIES, GatewayMetrics, SupervisorMetrics, TorchServeMetrics
 from handlers.settings import ServeSettings
 from handlers.torchserve import free_port
 from segserve import metrics
@@ -47,7 +47,8 @@ def exposed() -> Iterator[str]:
     for metric in families:
         [family] = metric.collect()
         yield from with_suffixes(family.name, family.type)
-    for collector in (SupervisorMetrics(NoModels()), TorchServeMetrics(free_port(), timeout=0.2)):  # type: ignore[arg-type]
+    supervisor = SupervisorMetrics(NoModels())  # type: ignore[arg-type]
+    for collector in (supervisor, GatewayMetrics({}), TorchServeMetrics(free_port(), timeout=0.2)):
         for family in collector.collect():
             yield from with_suffixes(family.name, family.type)
     for torchserve in _TORCHSERVE_FAMILIES.values():

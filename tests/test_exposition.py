@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from handlers.exposition import Scrape, TorchServeMetrics, WorkerMetrics, translate
+from handlers.exposition import GatewayMetrics, Scrape, TorchServeMetrics, WorkerMetrics, translate
 from handlers.torchserve import free_port
 
 TORCHSERVE_TEXT = """\
@@ -140,3 +140,9 @@ def test_renamed_metrics_pass_promtool() -> None:
     text = generate_latest(Fixed(*families))
     checked = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True, check=False)
     assert (checked.returncode, checked.stdout + checked.stderr) == (0, b"")
+
+
+def test_the_gateway_s_answers_are_counted_by_model_and_status() -> None:
+    text = generate_latest(GatewayMetrics({("toy", "200"): 3, ("my toy", "429"): 1})).decode()
+    assert 'segserve_gateway_answers_total{model="toy",status="200"} 3.0' in text
+    assert 'segserve_gateway_answers_total{model="my toy",status="429"} 1.0' in text

@@ -92,6 +92,32 @@ def test_a_line_break_after_a_path_makes_another_path(folder: Path) -> None:
     assert statuses == [404, 404]
 
 
+def test_what_nginx_refuses_by_itself_is_counted_by_the_model_that_was_asked(folder: Path) -> None:
+    (folder / "tokens").write_text(f"alice.{'s3cret' * 5}\n")
+    gateway, port = make(folder, tokens=folder / "tokens", max_body_bytes=10, requests_per_second=1, burst=2)
+    start(gateway, port)
+    known, unknown = ({"Authorization": f"Bearer alice.{secret * 5}"} for secret in ("s3cret", "wrong!"))
+    asked: list[tuple[str, dict[str, str], bytes]] = [
+        ("/v1/segment", {}, b"x"),
+        ("/predictions/toy", unknown, b"x"),
+        ("/v1/segment", known, b"x" * 11),
+        *[("/v1/segment", known, b"x")] * 3,
+        ("/predictions/nobody", known, b"x"),
+    ]
+    try:
+        with socket.create_connection(("127.0.0.1", port)) as leaves:
+            head = f"POST /v1/segment HTTP/1.1\r\nHost: x\r\nAuthorization: {known['Authorization']}\r\n"
+            leaves.sendall(f"{head}Content-Length: 9\r\n\r\n".encode())
+            time.sleep(0.2)  # until nginx has read it
+        for path, headers, body in asked:
+            httpx.post(f"http://127.0.0.1:{port}{path}", content=body, headers=headers)
+        httpx.get(f"http://127.0.0.1:{port}/ready")
+    finally:
+        gateway.stop(seconds=5)
+    expected = {"200": 0, "401": 1, "403": 1, "413": 1, "429": 1, "503": 2, "504": 0}
+    until(lambda: gateway.answers == {("toy", status): count for status, count in expected.items()}, 5)
+
+
 def test_tls(folder: Path) -> None:
     certificate, key = folder / "tls.crt", folder / "tls.key"
     subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-days", "2", "-nodes"]

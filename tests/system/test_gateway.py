@@ -11,6 +11,7 @@ import socket
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -378,10 +379,22 @@ def load(service: Service, *, rate: float, seconds: float, path: str = "/predict
     return open_loop(service.url + path, rate=rate, seconds=seconds, body=b"x" * 1000, headers=ALICE, patience=10)
 
 
+def answered(service: Service, model: str) -> Counter[int]:
+    """How often each status was answered, as the ops port says."""
+    found = re.findall(
+        rf'^segserve_gateway_answers_total{{model="{model}",status="(\d+)"}} (\S+)$',
+        httpx.get(f"{service.ops}/metrics").text,
+        re.MULTILINE,
+    )
+    return Counter({int(status): int(float(count)) for status, count in found})
+
+
 def test_twice_the_capacity(service: Service) -> None:
     """Open loop. What is accepted comes in time, what is not is told at once when to come back, and nothing is lost."""
     peak = load(service, rate=BATCH / SECONDS, seconds=2).goodput
+    before = answered(service, "toy")
     over = load(service, rate=2 * BATCH / SECONDS, seconds=3)
+    until(lambda: answered(service, "toy") - before == over.statuses, 5, lambda: str(answered(service, "toy") - before))
     slo = (WAITING + 2) * SECONDS + 0.5
     refused = [outcome for outcome in over.outcomes if outcome.status == 429]
     print(

@@ -165,7 +165,11 @@ def watched(service: Service, prometheus: Prometheus) -> Prometheus:
 def test_every_query_of_the_dashboard_has_an_answer(watched: Prometheus) -> None:
     panels = json.loads(dashboard.FILE.read_text())["panels"]
     queries = [target["expr"] for panel in panels for target in panel["targets"]]
-    filled = [query.replace("$__rate_interval", "1m").replace("$model", ".+") for query in queries]
+    filled = [
+        query.replace("$__rate_interval", "1m").replace("$model", ".+")
+        for query in queries
+        if "segserve_gateway_" not in query  # there is none here
+    ]
 
     def unanswered() -> list[str]:
         return [query for query in filled if not is_answered(watched, query)]
