@@ -26,7 +26,7 @@ class GatewaySettings(Settings):
     """TorchServe itself takes 64 MiB at most."""
     requests_per_second: int = Field(default=100, ge=1)
     """Of one client: one token, or one address where there are no tokens."""
-    burst: int = Field(default=200, ge=0)
+    burst: int = Field(default=200, ge=1)
     """How many requests a client may be ahead of that rate."""
     connections: int = Field(default=128, ge=1)
     """Requests of one client at the same time, those that wait included."""

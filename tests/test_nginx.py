@@ -103,6 +103,7 @@ def test_settings_are_read_from_a_file_with_paths_beside_it(tmp_path: Path) -> N
     [
         ("burst 5", ValueError, "to be TOML, but it is not"),
         ("bursts = 5", ValidationError, "bursts"),
+        ("burst = 0", ValidationError, "greater than or equal to 1"),
         ('certificate = "a.pem"', ValidationError, "expected certificate and key, or neither"),
         ('trusted_proxies = ["everyone"]', ValidationError, "does not appear to be an IPv4 or IPv6 network"),
     ],
