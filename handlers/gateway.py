@@ -221,8 +221,11 @@ def _state(file: Path) -> tuple[int, int, int] | None:
 
 
 def _print(line: str) -> None:
-    """The access log, one JSON object a line, on standard output; the rest on standard error, without queries."""
+    """The access log, one JSON object a line, on standard output; the rest on standard error, without queries.
+
+    A line and its end in one piece, as other threads write, too.
+    """
     if line.startswith("{"):
-        print(line, flush=True)
+        print(f"{line}\n", end="", flush=True)
     else:
-        print("nginx:", _QUERY.sub("?...", line), file=sys.stderr, flush=True)
+        print(f"nginx: {_QUERY.sub('?...', line)}\n", end="", file=sys.stderr, flush=True)

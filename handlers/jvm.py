@@ -74,7 +74,7 @@ class Jvm:
 
 
 def _print(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(f"{line}\n", end="", file=sys.stderr, flush=True)
 
 
 def _begin(ruleset: int | None) -> None:

@@ -148,6 +148,7 @@ def test_tokens_are_renewed_and_no_request_is_lost(
 ) -> None:
     monkeypatch.setattr(gateway_module, "SETTLED_SECONDS", 0.1)
     monkeypatch.setattr(gateway_module, "CLOSING_SECONDS", 0.4)
+    monkeypatch.setattr(gateway_module, "_print", lambda line: None)  # capfd loses what is written while it reads
     token = {name: f"{name}.{name}{'0123456789' * 2}" for name in ("alice", "bob", "carol")}
     file = folder / "tokens"
     write_whole(file, f"{token['alice']}\n{token['carol']}\n")
@@ -168,16 +169,25 @@ def test_tokens_are_renewed_and_no_request_is_lost(
                 until(lambda who=other: status(who) == 403, 5)  # type: ignore[misc]
             for wrong in (f"{token['bob']}\nhush", None):
                 write_whole(file, wrong) if wrong else file.unlink()
-                said = ""
-                while "keeps the tokens and the certificate it has: " not in said:
-                    gateway.watch()
-                    said += capfd.readouterr().out
+                said = said_while_watching(gateway, capfd, "keeps the tokens and the certificate it has: ")
                 assert "hush" not in said
             assert (status("alice"), status("bob")) == (503, 403)
         assert set(outcomes) == {503}, Counter(outcomes)
         assert len(outcomes) > 20
     finally:
         gateway.stop(seconds=5)
+
+
+def said_while_watching(gateway: Gateway, capfd: pytest.CaptureFixture[str], words: str) -> str:
+    said: list[str] = []
+
+    def is_said() -> bool:
+        gateway.watch()
+        said.append(capfd.readouterr().out)
+        return words in "".join(said)
+
+    until(is_said, 10)
+    return "".join(said)
 
 
 def test_another_version_is_listed_and_has_its_own_places(
@@ -197,10 +207,7 @@ def test_another_version_is_listed_and_has_its_own_places(
         assert listed() == "1.0"
         gateway.admit({"toy": replace(same, version="2.0", answer_seconds=50)})
         assert listed() == "2.0"
-        said = ""
-        while "the gateway has taken its tokens, certificate and places anew" not in said:
-            gateway.watch()
-            said += capfd.readouterr().out
+        said_while_watching(gateway, capfd, "the gateway has taken its tokens, certificate and places anew")
         configuration = (folder / "nginx/nginx.conf").read_text()
         assert "max_conns=24;" in configuration
         assert "proxy_read_timeout 60s;" in configuration
