@@ -37,6 +37,6 @@ def test_java_does_not_wait_for_whoever_reads_the_log(tmp_path: Path, monkeypatc
     finally:
         terminal.goes_on.set()
         jvm.stop(seconds=5)
-    assert terminal.written[0] == "INFO  line 0"
+    assert terminal.written[0] == "INFO  line 0\n", "the line and its end in one piece"
     assert "lines of the log were dropped" in "".join(terminal.written)
-    assert "no log" not in terminal.written
+    assert "no log\n" not in terminal.written
