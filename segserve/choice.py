@@ -32,7 +32,9 @@ def build_engine(artifact: Artifact, *, device: torch.device | str, choice: Choi
     choice = choice or artifact.spec.serving.engine
     if choice == "auto":
         choice = _best(artifact.spec, torch.device(device))
-    return TorchEngine(artifact.network, device=device) if choice == "torch" else _exported(artifact, choice)
+    if choice != "torch":
+        return _exported(artifact, choice)
+    return TorchEngine(artifact.network, device=device, cuda_graphs=artifact.spec.serving.cuda_graphs)
 
 
 def _best(spec: ModelSpec, device: torch.device) -> Literal["torch", EngineName]:

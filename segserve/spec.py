@@ -158,6 +158,8 @@ class ServingSpec(Settings):
     """`auto`: the exported engine where there is one, it is installed and there is no GPU; else torch."""
     threads: int | None = Field(default=None, ge=1)
     """Of one worker; None: the cores, shared out among the workers."""
+    cuda_graphs: bool = False
+    """Torch on a GPU launches all of a forward pass in one go, see `segserve.engines.cuda_graphs`."""
 
 
 class Certificate(Settings):

@@ -10,10 +10,11 @@ def test_every_engine_is_measured(
     names = ["torch float32", "torch bfloat16", "openvino float32", "openvino bfloat16"]
     assert list(engines_of(engine_artifact)) == names
     monkeypatch.setattr("sys.argv", ["bench", str(engine_artifact.path), "--batch", "1", "--size", "32", "64"])
-    monkeypatch.setattr("bench.limit.SIDE", 128)
+    monkeypatch.setattr("bench.limit.SIDES", {"cpu": 128})
     monkeypatch.setattr("bench.limit.ROUNDS", 1)
     assert main() == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line[:24].strip() for line in lines[2:6]] == names
     assert "1.00 times torch float32" in lines[2]
-    assert [line.split()[3] for line in lines[6:]] == ["float32", "bfloat16", "int8"]
+    assert [line.split()[3] for line in lines[6:9]] == ["float32", "bfloat16", "int8"]
+    assert lines[9].startswith("limit: memory")

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from segserve.engines.cuda_graphs import GraphedRun
 from segserve.engines.folding import folded
 
 Precision = Literal["float32", "bfloat16"]
@@ -41,25 +42,42 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 
 
 class TorchEngine:
-    """Calls a copy of the network on a float32 batch (B, 3, H, W); returns float32 logits on the same device."""
+    """Calls a copy of the network on a float32 batch (B, 3, H, W); returns float32 logits on the same device.
+
+    Args:
+        network: with its weights; it is left as it is.
+        device: where it runs.
+        precision: None: the faster one there.
+        cuda_graphs: on a GPU, launch all of a forward pass in one go, see `segserve.engines.cuda_graphs`.
+    """
 
     name = "torch"
 
     def __init__(
-        self, network: nn.Module, *, device: torch.device | str = "cpu", precision: Precision | None = None
+        self,
+        network: nn.Module,
+        *,
+        device: torch.device | str = "cpu",
+        precision: Precision | None = None,
+        cuda_graphs: bool = False,
     ) -> None:
         self.device = torch.device(device)
         self.precision: Precision = precision or fastest_precision(self.device)
         self.network = folded(network).to(self.device).to(memory_format=torch.channels_last)
         if self.precision == "bfloat16":
             _keep_in_bfloat16(self.network)
+        self._run = GraphedRun(self._forward) if cuda_graphs and self.device.type == "cuda" else self._forward
 
+    @torch.inference_mode()
     def __call__(self, images_BCHW: Tensor) -> Tensor:
-        images_BCHW = images_BCHW.to(memory_format=torch.channels_last)
-        with torch.inference_mode(), autocast(self.device, self.precision):
-            logits_BK: Tensor = self.network(images_BCHW)
+        logits_BK = self._run(images_BCHW)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+        return logits_BK
+
+    def _forward(self, images_BCHW: Tensor) -> Tensor:
+        with autocast(self.device, self.precision):
+            logits_BK: Tensor = self.network(images_BCHW.to(memory_format=torch.channels_last))
         return logits_BK.float()
 
 
