@@ -150,7 +150,7 @@ def _run(given: argparse.Namespace, recipe: Recipe, number: int) -> Result:
     if "plain" not in given.skip:
         _share(folder / "loop/model-0", folder / "plain/model-0")
         plain = run_loop(without_selection(loop), folder / "plain", rounds=given.rounds)
-    train(_on(recipe, draw.everything), run_dir=folder / "all")
+    train(_on(recipe, draw.everything).model_copy(update={"pseudo": None}), run_dir=folder / "all")
     reviewed, looked_at, bought = (None, 0, 0) if "reviewer" in given.skip else _reviewed(folder, draw, recipe)
     return Result(
         supervised=_val(folder / "loop/model-0/run"),
