@@ -62,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if given.out.exists()
             else f"{machine(learner.device)}.\n\n{COLUMNS}\n|---|---:|---|---:|---:|---:|---:|\n"
         )
+        given.out.parent.mkdir(parents=True, exist_ok=True)
         with given.out.open("a") as file:
             file.write(f"{header}{line}\n")
     return 0
