@@ -7,7 +7,7 @@ from html import escape
 import numpy as np
 
 from loadtest.record import Record, Sent, key
-from loadtest.summary import Server, StepResult, latency_of, servers_between, summarise
+from loadtest.summary import Server, StepResult, good_per_second, latency_of, servers_between, summarise
 from training.charts import Axis, Point, Series, line_chart
 from training.markup import document, figure, grid, row, scrolling
 
@@ -47,8 +47,7 @@ def _subtitle(record: Record, machine: str) -> str:
 
 def _tiles(record: Record) -> str:
     latency = latency_of(record.sent)
-    good = sum(sent.outcome == "ok" for sent in record.sent)
-    tiles = {"good answers a second": f"{good / record.run.profile.seconds:.3g}"}
+    tiles = {"good answers a second": f"{good_per_second(record):.3g}"}
     if latency:
         shown = {"median": latency.p50_ms, "95th percentile": latency.p95_ms, "99th percentile": latency.p99_ms}
         tiles |= {name: f"{value:,.0f} ms" for name, value in shown.items()}

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import Field, TypeAdapter, ValidationError
 
 from loadtest.record import Record
-from loadtest.summary import latency_of
+from loadtest.summary import good_per_second, latency_of
 from segserve.settings import Settings, explain
 from segserve.spec import Positive
 
@@ -26,7 +26,7 @@ class Slo(Settings):
     p99_ms: Positive | None = None
     """Milliseconds within which that share of the good answers came."""
     per_second: Positive | None = None
-    """Least good answers a second."""
+    """Least good answers a second, while the load lasts."""
 
 
 def read_slo(path: Path, *, profile: str) -> Slo:
@@ -67,6 +67,6 @@ def _find_slow(record: Record, slo: Slo) -> Iterator[str]:
         found = None if latency is None else getattr(latency, f"p{percent}_ms")
         if most is not None and found is not None and found > most:
             yield f"expected {percent} % of the answers within {most:g} ms, but it took {found:.4g} ms"
-    rate = sum(sent.outcome == "ok" for sent in record.sent) / record.run.profile.seconds
+    rate = good_per_second(record)
     if slo.per_second is not None and rate < slo.per_second:
         yield f"expected {slo.per_second:g} good answers a second, but there were {rate:.3g}"

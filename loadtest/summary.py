@@ -78,6 +78,12 @@ def _step(record: Record, *, load: float, start: float, end: float) -> StepResul
     )
 
 
+def good_per_second(record: Record) -> float:
+    """Good answers a second that came while the load lasted; what was still waiting at its end is not among them."""
+    seconds = record.run.profile.seconds
+    return sum(sent.outcome == "ok" and sent.done < seconds for sent in record.sent) / seconds
+
+
 def latency_of(sent: Sequence[Sent]) -> Latency | None:
     """Of the good answers among them."""
     seconds = [entry.seconds for entry in sent if entry.outcome == "ok"]

@@ -9,7 +9,7 @@ from loadtest.page import page
 from loadtest.profile import Profile, Step
 from loadtest.record import Outcome, Record, Run, Scrape, Sent, read_record
 from loadtest.slo import Slo, find_faults, read_slo
-from loadtest.summary import Server, summarise
+from loadtest.summary import Server, good_per_second, summarise
 from segserve.spec import Task
 from tests.browser import BROWSER, browser
 
@@ -115,9 +115,24 @@ def test_objectives(record: Record) -> None:
     assert "but 2 of 30 were" in faults[0] and "but 5 of 30 were" in faults[1]
     assert faults[2].startswith("expected 50 % of the answers within 400 ms, but it took 1030 ms")
     assert faults[3].startswith("expected 95 % of the answers within 1000 ms")
-    assert faults[4:] == ["expected 2 good answers a second, but there were 1.15"]
+    assert faults[4:] == ["expected 2 good answers a second, but there were 1.1"]
     nothing = record.model_copy(update={"sent": ()})
     assert list(find_faults(nothing, lax)) == ["expected answers, but no request was sent"]
+
+
+def test_what_is_answered_after_the_load_is_no_throughput(record: Record) -> None:
+    """Twice what the service can do, without refusals: half of the answers come when nothing is sent any more."""
+    profile = Profile(about="", loop="open", steps=(Step(seconds=10, load=10),))
+    overloaded = record.model_copy(
+        update={
+            "run": record.run.model_copy(update={"profile": profile}),
+            "sent": tuple(sent(number, number / 10, (number + 1) / 5 - number / 10) for number in range(100)),
+        }
+    )
+    assert good_per_second(overloaded) == pytest.approx(5, abs=0.1)
+    assert list(find_faults(overloaded, Slo(per_second=10))) == [
+        "expected 10 good answers a second, but there were 4.9"
+    ]
 
 
 def test_a_table_of_objectives_for_each_profile_that_needs_one(tmp_path: Path) -> None:
