@@ -4,7 +4,7 @@ import tomllib
 from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
@@ -19,6 +19,9 @@ SIZES = ((320, 240), (333, 251), (640, 480), (768, 1024))
 """Width and height in pixels; one is odd, one is upright."""
 
 
+Side = Annotated[int, Field(ge=1)]
+
+
 class Ask(Settings):
     """One kind of request."""
 
@@ -27,7 +30,7 @@ class Ask(Settings):
     task: Task = "segmentation"
     accept: Literal["image/png", "application/json"] = "image/png"
     tta: Plan = "none"
-    sizes: tuple[tuple[int, int], ...] = Field(default=SIZES, min_length=1)
+    sizes: tuple[tuple[Side, Side], ...] = Field(default=SIZES, min_length=1)
     """Width and height of its images, each as often as the others, half of them JPEG and half of them PNG."""
     fault: Fault | None = None
     """What is wrong with it; it is answered rightly if it is refused with the status that the contract says."""

@@ -48,11 +48,16 @@ def _draw(width: int, height: int, rng: np.random.Generator) -> Image.Image:
     image = Image.fromarray(noise_HWC.clip(0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(image)
     for number in range(6):
-        left, top = int(rng.integers(0, width * 3 // 4)), int(rng.integers(0, height * 3 // 4))
-        box = (left, top, left + int(rng.integers(1, width // 2)), top + int(rng.integers(1, height // 2)))
+        left, top = (int(rng.integers(0, max(1, side * 3 // 4))) for side in (width, height))
+        right, bottom = left + _drawn_side(width, rng), top + _drawn_side(height, rng)
         shape = draw.ellipse if number % 2 else draw.rectangle
-        shape(box, fill=tuple(int(value) for value in rng.integers(0, 256, 3)))
+        shape((left, top, right, bottom), fill=tuple(int(value) for value in rng.integers(0, 256, 3)))
     return image
+
+
+def _drawn_side(side: int, rng: np.random.Generator) -> int:
+    """Of a shape on an image of that side."""
+    return int(rng.integers(1, max(2, side // 2)))
 
 
 def make_faulty(fault: Fault) -> tuple[Upload, Mapping[str, str]]:

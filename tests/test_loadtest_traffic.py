@@ -62,6 +62,10 @@ def test_arrivals_are_a_poisson_process_with_the_rate_of_each_step() -> None:
             'about = ""\nsteps = [{ seconds = 1, load = 1 }]\n[[requests]]\ntask = "classification"',
             "expected accept to be 'application/json' for labels, but got 'image/png': change it",
         ),
+        (
+            'about = ""\nsteps = [{ seconds = 1, load = 1 }]\n[[requests]]\nsizes = [[0, 9]]',
+            "greater than or equal to 1",
+        ),
         ("about", "to be TOML, but it is not"),
     ],
 )
@@ -87,6 +91,12 @@ def test_messages_are_drawn_by_weight_and_are_the_same_for_a_seed() -> None:
         *(("/predictions/masks", width, kind) for width in (8, 9) for kind in ("image/png", "image/jpeg")),
         *(("/predictions/labels", 8, kind) for kind in ("image/png", "image/jpeg")),
     }
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (3, 2)])
+def test_the_smallest_images_can_be_sent(size: tuple[int, int]) -> None:
+    with Image.open(io.BytesIO(make_upload(*size, "JPEG").body)) as image:
+        assert image.size == size
 
 
 @pytest.mark.parametrize("size", SIZES)
