@@ -187,6 +187,8 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             one.kill()
     psutil.wait_procs(everyone)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # those of a server that had ended before
 
 
 def python_of(environment: str | None) -> Path:

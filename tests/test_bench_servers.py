@@ -1,3 +1,4 @@
+import time
 from pathlib import Path
 
 import psutil
@@ -49,6 +50,30 @@ def test_a_server_that_ends_is_said_with_its_log(tmp_path: Path) -> None:
     ):
         pass
     assert "no model" in (tmp_path / "log").read_text()
+
+
+def test_what_a_server_that_ended_has_left_behind_is_ended(tmp_path: Path) -> None:
+    script = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print(child.pid, flush=True)
+raise SystemExit("no model")
+"""
+    with (
+        pytest.raises(RuntimeError, match="its server ended"),
+        running(_server(tmp_path, script), artifact=tmp_path, image=b"image", log=tmp_path / "log"),
+    ):
+        pass
+    child = int((tmp_path / "log").read_text().split()[0])
+    deadline = time.monotonic() + 10
+    while _is_alive(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _is_alive(child)
+
+
+def _is_alive(pid: int) -> bool:
+    """Whoever adopts orphans may be slow to bury them."""
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 def test_a_server_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
