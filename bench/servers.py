@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -139,12 +140,15 @@ def running(server: Server, *, artifact: Path, image: bytes, log: Path) -> Itera
         model.ENGINE: server.engine,
         model.PORT: str(port),
     }
-    with log.open("ab") as file:
+    with (
+        log.open("ab") as file,
+        tempfile.TemporaryDirectory(prefix="segserve-bench-", ignore_cleanup_errors=True) as folder,
+    ):
         begin = time.perf_counter()
         process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env={**os.environ, **variables, **server.variables},
+            env={**os.environ, **variables, model.FOLDER: folder, **server.variables},
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,

@@ -1,3 +1,4 @@
+import re
 import time
 from pathlib import Path
 
@@ -18,7 +19,7 @@ class Answers(http.server.BaseHTTPRequestHandler):
         self.rfile.read(int(self.headers["Content-Length"]))
         self.send_response(200 if time.time() > begin + 0.3 else 503)
         self.end_headers()
-        print(os.environ["PEER_ENGINE"], self.headers["Content-Type"], self.path, flush=True)
+        print(os.environ["PEER_ENGINE"], os.environ["PEER_FOLDER"], self.headers["Content-Type"], self.path, flush=True)
 
 begin = time.time()
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Answers).serve_forever()
@@ -39,7 +40,9 @@ def test_a_server_is_asked_until_it_answers_and_ends_with_all_it_started(tmp_pat
         assert 5 < found.megabytes < 500
     assert not process.is_running()
     assert not child.is_running()
-    assert "ours application/octet-stream /ask" in log.read_text()
+    asked = re.search(r"^ours (\S+) application/octet-stream /ask$", log.read_text(), flags=re.MULTILINE)
+    assert asked is not None
+    assert Path(asked[1]).name.startswith("segserve-bench-") and not Path(asked[1]).exists()
 
 
 def test_a_server_that_ends_is_said_with_its_log(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from torchvision.transforms.v2 import functional as transforms
 from segserve.artifact import load_artifact
 from segserve.choice import build_engine
 
-ARTIFACT, ENGINE, PORT = "PEER_ARTIFACT", "PEER_ENGINE", "PEER_PORT"
-"""Environment variables: a folder, `torch` or `ours`, and the port on loopback."""
+ARTIFACT, ENGINE, PORT, FOLDER = "PEER_ARTIFACT", "PEER_ENGINE", "PEER_PORT", "PEER_FOLDER"
+"""Environment variables: a folder, `torch` or `ours`, the port on loopback, and a folder that is deleted afterwards."""
 
 BATCH, DELAY_SECONDS = 8, 0.005
 

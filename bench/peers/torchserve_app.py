@@ -7,7 +7,6 @@ of each pixel.
 import json
 import os
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import torch
 import yaml
 
 from bench.peers import torchserve_handler, torchserve_network
-from bench.peers.model import BATCH, DELAY_SECONDS, port_of_environment
+from bench.peers.model import BATCH, DELAY_SECONDS, FOLDER, port_of_environment
 
 NAME = "segmenter"
 PROPERTIES = """inference_address=http://127.0.0.1:{port}
@@ -30,7 +29,7 @@ load_models={name}.mar
 
 def main() -> None:
     """Become TorchServe."""
-    folder, port = Path(tempfile.mkdtemp(prefix="segserve-bench-")), port_of_environment()
+    folder, port = Path(os.environ[FOLDER]), port_of_environment()
     write_archive(folder / f"{NAME}.mar", is_stock="stock" in sys.argv[1:])
     text = PROPERTIES.format(port=port, port_2=port + 1, port_3=port + 2, store=folder, name=NAME)
     (folder / "config.properties").write_text(text)
