@@ -17,7 +17,7 @@ import psutil
 from bench.peers import model
 from handlers.archive import package
 from handlers.load import Target, closed_loop
-from handlers.torchserve import free_port, free_ports
+from handlers.torchserve import free_ports
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENTS = Path("runs/bench/peers")
@@ -30,7 +30,7 @@ _OURS, NAME = "segserve", "benched"
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """How one is started and asked; PORT stands for its port."""
+    """How one is started and asked; PORT stands for its port, PORT_2 and PORT_3 for further ones."""
 
     name: str
     engine: model.EngineOfPeer
@@ -116,11 +116,11 @@ def ours(artifact: Path, engine: model.EngineOfPeer, *, folder: Path) -> Server:
     store = folder / "store"
     if not (store / f"{NAME}.mar").is_file():
         package(artifact, name=NAME, store=store)
-    ports = [f"--{kind}-port={port}" for kind, port in zip(("management", "ops"), free_ports(2), strict=True)]
+    ports = ("--inference-port=PORT", "--management-port=PORT_2", "--ops-port=PORT_3")
     return Server(
         name=_OURS,
         engine=engine,
-        command=("-m", "cli", "serve", "--store", str(store), "--inference-port=PORT", *ports),
+        command=("-m", "cli", "serve", "--store", str(store), *ports),
         path=f"/predictions/{NAME}",
         headers={"Content-Type": "image/jpeg"},
         variables={"SEGSERVE_ENGINE": "torch"} if engine == "torch" else {},
@@ -130,9 +130,9 @@ def ours(artifact: Path, engine: model.EngineOfPeer, *, folder: Path) -> Server:
 @contextlib.contextmanager
 def running(server: Server, *, artifact: Path, image: bytes, log: Path) -> Iterator[Running]:
     """Start a server, wait for its first answer, and stop it and all its processes at the end."""
-    port = free_port()
+    port, *others = free_ports(3)
     target = Target(address=f"http://127.0.0.1:{port}{server.path}", body=image, headers=server.headers)
-    command = [str(python_of(server.environment)), *(part.replace("PORT", str(port)) for part in server.command)]
+    command = [str(python_of(server.environment)), *(_with_ports(part, port, *others) for part in server.command)]
     variables = {
         "PYTHONPATH": str(ROOT),
         "LD_LIBRARY_PATH": _library_path(),
@@ -158,6 +158,10 @@ def running(server: Server, *, artifact: Path, image: bytes, log: Path) -> Itera
             yield Running(target=target, start_seconds=time.perf_counter() - begin, process=process)
         finally:
             _stop(process)
+
+
+def _with_ports(part: str, first: int, second: int, third: int) -> str:
+    return part.replace("PORT_2", str(second)).replace("PORT_3", str(third)).replace("PORT", str(first))
 
 
 def _library_path() -> str:

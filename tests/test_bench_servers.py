@@ -19,6 +19,7 @@ class Answers(http.server.BaseHTTPRequestHandler):
         self.rfile.read(int(self.headers["Content-Length"]))
         self.send_response(200 if time.time() > begin + 0.3 else 503)
         self.end_headers()
+        print("ports", *sys.argv[1:], os.environ["PEER_PORT"], flush=True)
         print(os.environ["PEER_ENGINE"], os.environ["PEER_FOLDER"], self.headers["Content-Type"], self.path, flush=True)
 
 begin = time.time()
@@ -28,7 +29,9 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Answers).serve_forever()
 
 def _server(tmp_path: Path, script: str = SCRIPT) -> Server:
     (tmp_path / "server.py").write_text(script)
-    return Server(name="a", engine="ours", command=(str(tmp_path / "server.py"), "PORT"), path="/ask")
+    return Server(
+        name="a", engine="ours", command=(str(tmp_path / "server.py"), "PORT", "PORT_2", "PORT_3"), path="/ask"
+    )
 
 
 def test_a_server_is_asked_until_it_answers_and_ends_with_all_it_started(tmp_path: Path) -> None:
@@ -40,6 +43,8 @@ def test_a_server_is_asked_until_it_answers_and_ends_with_all_it_started(tmp_pat
         assert 5 < found.megabytes < 500
     assert not process.is_running()
     assert not child.is_running()
+    ports = re.search(r"^ports (\d+) (\d+) (\d+) (\d+)$", log.read_text(), flags=re.MULTILINE)
+    assert ports is not None and ports[1] == ports[4] and len(set(ports.groups())) == 3
     asked = re.search(r"^ours (\S+) application/octet-stream /ask$", log.read_text(), flags=re.MULTILINE)
     assert asked is not None
     assert Path(asked[1]).name.startswith("segserve-bench-") and not Path(asked[1]).exists()

