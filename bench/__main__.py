@@ -19,9 +19,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from PIL import Image
 from tqdm import tqdm
@@ -46,6 +48,8 @@ ARTIFACT = Path("runs/demo/artifacts/demo-segmentation")
 OUT = Path("runs/bench/page.md")
 LOG = Path("runs/bench/servers.log")
 WARM_UP_SECONDS = 2.0
+FAULTS = (RuntimeError, OSError, HTTPException, subprocess.SubprocessError, psutil.Error)
+"""What a server that is not installed, does not answer or breaks off ends in."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,9 +62,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"bench: {error}", file=sys.stderr)
         return 2
     LOG.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="segserve-bench-") as folder:
-        servers = servers_of(given, Path(folder))
-        comparison = measure(servers, artifact, image, given)
+    try:
+        with tempfile.TemporaryDirectory(prefix="segserve-bench-") as folder:
+            comparison = measure(servers_of(given, Path(folder)), artifact, image, given)
+    except FAULTS as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
     plot = given.out.with_suffix(f".{artifact.spec.name}.png")
     lines = [
         heading(artifact, given),
@@ -139,7 +146,7 @@ def measure(servers: Sequence[Server], artifact: Artifact, image: bytes, given: 
                 try:
                     if server.title not in failed:
                         measured[server.title].append(_measured(server, given, image))
-                except (RuntimeError, subprocess.CalledProcessError) as error:
+                except FAULTS as error:
                     if server.is_ours:
                         raise
                     tqdm.write(f"{server.title}: {error}", file=sys.stderr)

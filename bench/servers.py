@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 
 import psutil
@@ -68,8 +69,11 @@ class Running:
     def megabytes(self) -> float:
         """Memory of the process and its descendants; shared pages count in parts (PSS)."""
         root = psutil.Process(self.process.pid)
-        shares = [int(one.memory_full_info().pss) for one in [root, *root.children(recursive=True)]]
-        return sum(shares) / 1e6
+        total = 0
+        for one in [root, *root.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):  # ended in the meantime
+                total += int(one.memory_full_info().pss)
+        return total / 1e6
 
 
 def peers(engine: model.EngineOfPeer) -> list[Server]:
@@ -177,7 +181,7 @@ def _wait_for_answer(process: subprocess.Popen[bytes], target: Target, *, log: P
         try:
             closed_loop(target, clients=1, seconds=0.0)
             return
-        except (OSError, RuntimeError):
+        except (OSError, HTTPException, RuntimeError):
             time.sleep(0.1)
     raise RuntimeError(f"expected {target.address} to answer within {START_SECONDS} s: see {log}")
 
