@@ -16,7 +16,7 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -87,20 +87,36 @@ def grouped(samples: Sequence[Sample], pattern: str) -> Groups:
 
 
 def link(groups: Groups, *, held_out: str, classes: Path, root: Path) -> None:
-    """A data set of links: val is one group, train the others."""
+    """A data set of links: val is one group, train the others.
+
+    Raises:
+        ValueError: there is one already, of other images.
+    """
+    links = dict(_links(groups, held_out=held_out))
     if root.is_dir():
+        if {path.relative_to(root): path.resolve() for path in root.glob("*/*/*")} != links:
+            raise ValueError(
+                f"expected {root} to link to the images that {held_out} is left out of, but it links to others: give "
+                "other --runs, or delete it and the run beside it"
+            )
         return
     temporary = root.with_name(f".{root.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
+    for place, path in links.items():
+        target = temporary / place
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(path)
+    shutil.copyfile(classes, temporary / CLASSES)
+    temporary.rename(root)
+
+
+def _links(groups: Groups, *, held_out: str) -> Iterator[tuple[Path, Path]]:
+    """Each file's place in the data set, and where it is."""
     for group, samples in groups.items():
         split = "val" if group == held_out else "train"
         for sample in samples:
             for kind, path in zip(("images", "masks"), sample.files, strict=True):
-                target = temporary / kind / split / path.name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.symlink_to(path.resolve())
-    shutil.copyfile(classes, temporary / CLASSES)
-    temporary.rename(root)
+                yield Path(kind, split, path.name), path.resolve()
 
 
 def heading(recipe: Recipe, given: argparse.Namespace) -> str:

@@ -44,6 +44,17 @@ def test_the_group_left_out_becomes_val(tmp_path: Path) -> None:
     assert [sample.files[1].resolve() for sample in linked.split("train")] == [sample.files[1] for sample in train[1:]]
 
 
+def test_links_to_other_images_are_refused(tmp_path: Path) -> None:
+    """As after another --group or data.root: a finished run would pass for one on them."""
+    write_segmentation_set(tmp_path / "data", seed=0, num_train=3, num_val=1, side=32)
+    first, second, third = open_dataset(tmp_path / "data", "segmentation").split("train")
+    classes, root = tmp_path / "data/classes.json", tmp_path / "linked"
+    link({"a": [first], "b": [second, third]}, held_out="a", classes=classes, root=root)
+    link({"a": [first], "b": [second, third]}, held_out="a", classes=classes, root=root)
+    with pytest.raises(ValueError, match=r"linked to link to the images that a is left out of, but it links to others"):
+        link({"a": [first, second], "b": [third]}, held_out="a", classes=classes, root=root)
+
+
 def test_each_group_is_left_out_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, runs, out = tmp_path / "data", tmp_path / "runs", tmp_path / "out.md"
     write_segmentation_set(data, seed=0, num_train=4, num_val=1, side=32)
