@@ -56,7 +56,11 @@ class Judged:
 def draw_labels(
     source: Dataset, folder: Path, *, budget: Fraction, num_held_out: int, clip: int = 1, seed: int
 ) -> Draw:
-    """Divide the training images, in runs of `clip` in the order of their names, and write the parts as data sets."""
+    """Divide the training images, in runs of `clip` in the order of their names, and write the parts as data sets.
+
+    Raises:
+        ValueError: the parts are empty, or the folder has another draw.
+    """
     pool = sorted(source.split("train"), key=lambda sample: sample.image.name)
     num_labelled = round(budget * len(pool))
     if num_labelled < 1 or num_labelled + num_held_out >= len(pool):
@@ -70,6 +74,9 @@ def draw_labels(
     held_out, labelled = drawn[:num_held_out], drawn[num_held_out : num_held_out + num_labelled]
     hidden = drawn[num_held_out + num_labelled :]
     val = source.split("val")
+    _check_place(folder / "labelled/images/train", labelled)
+    _check_place(folder / "held-out/images/val", held_out)
+    _check_place(folder / "hidden", hidden)
     for sample in hidden:
         link(sample.image, folder / "hidden" / sample.image.name)
     return Draw(
@@ -80,6 +87,16 @@ def draw_labels(
         hidden=folder / "hidden",
         truths={sample.image.stem: read_truth(sample, ignore_index=source.ignore_index) for sample in hidden},
     )
+
+
+def _check_place(place: Path, samples: Iterable[Sample]) -> None:
+    """Refuse images of another draw, with which those of this one would be mixed."""
+    there = {path.name for path in place.glob("[!.]*")}
+    if more := sorted(there - {sample.image.name for sample in samples}):
+        raise ValueError(
+            f"expected {place} to have images of this draw, but it has others, {more[0]} among them: give --runs "
+            "another folder, or delete this one's"
+        )
 
 
 def _written(source: Dataset, root: Path, splits: Mapping[str, Iterable[Sample]]) -> Dataset:

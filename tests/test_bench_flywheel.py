@@ -100,6 +100,15 @@ def test_draws_divide_the_images_and_say_the_truth(data: Path, tmp_path: Path) -
     assert other.truths.keys() != draw.truths.keys()
 
 
+def test_another_draw_in_the_same_folder_is_refused(data: Path, tmp_path: Path) -> None:
+    source = open_dataset(data, "segmentation")
+    first = draw_labels(source, tmp_path, budget=Fraction(1, 4), num_held_out=3, seed=1)
+    again = draw_labels(source, tmp_path, budget=Fraction(1, 4), num_held_out=3, seed=1)
+    assert again.truths.keys() == first.truths.keys()
+    with pytest.raises(ValueError, match=r"train to have images of this draw, but it has others, .+\.(jpg|png) among"):
+        draw_labels(source, tmp_path, budget=Fraction(1, 4), num_held_out=2, seed=1)
+
+
 def test_a_budget_that_hides_nothing_is_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"expected a budget that leaves some of 16 images hidden, but 8 labelled and 8"
