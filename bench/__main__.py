@@ -56,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write; returns the exit code."""
     given = _parser().parse_args(arguments)
     try:
+        check(given)
         artifact = load_artifact(given.artifact)
         image = image_of(artifact)
     except ValueError as error:
@@ -93,6 +94,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", default="", metavar="NAME,NAME", help="peers whose names contain one of these")
     parser.add_argument("--out", type=Path, default=OUT, metavar="FILE.md", help=f"a section is added to it ({OUT})")
     return parser
+
+
+def check(given: argparse.Namespace) -> None:
+    """Refuse what cannot be measured, by a ValueError."""
+    if min(given.rounds, given.clients) < 1 or given.seconds <= 0:
+        raise ValueError(
+            f"expected at least one round and one client, and some seconds, but got {given.rounds}, {given.clients} "
+            f"and {given.seconds:g}: correct --rounds, --clients or --seconds"
+        )
+    known = {peer.name for peer in peers("torch")}
+    for name in given.only.split(","):
+        if not any(name in one for one in known):
+            raise ValueError(f"expected --only to name some of {', '.join(sorted(known))}, but got {name}")
 
 
 def image_of(artifact: Artifact) -> bytes:

@@ -81,6 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     try:
         recipe = load_recipe(given.recipe, overrides=given.overrides)
+        if given.draws < 1:
+            raise ValueError(f"expected at least one draw, but got {given.draws}: give --draws 1 or more")
         results = [_run(given, recipe, number) for number in range(given.draws)]
     except ValueError as error:
         print(f"bench.flywheel: {error}", file=sys.stderr)

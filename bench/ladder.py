@@ -105,7 +105,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def recipes(given: argparse.Namespace) -> list[list[Recipe]]:
-    """For each network, in order, its recipe with each seed; every one is checked before the first is trained."""
+    """For each network, in order, its recipe with each seed; every one is checked before the first is trained.
+
+    Raises:
+        ValueError: a recipe is wrong, or there is to be no seed.
+    """
+    if given.seeds < 1:
+        raise ValueError(
+            f"expected at least one training of each network, but got {given.seeds}: give --seeds 1 or more"
+        )
     key, names = ("encoder", given.encoders) if given.encoders else ("architecture", given.architectures)
     base = load_recipe(given.recipe, given.set)
     taught = [f"distillation.teacher={given.teacher}"] if given.teacher else []

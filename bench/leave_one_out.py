@@ -75,9 +75,13 @@ def evaluations(recipe: Recipe, pattern: str, *, runs: Path) -> list[tuple[str, 
 
 def grouped(samples: Sequence[Sample], pattern: str) -> Groups:
     """The samples by what the pattern finds in their names, in the order of the groups' names."""
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"expected a regular expression, but {pattern!r} is none ({error}): correct --group") from None
     groups: dict[str, list[Sample]] = defaultdict(list)
     for sample in samples:
-        match = re.search(pattern, sample.image.stem)
+        match = compiled.search(sample.image.stem)
         if match is None or not match.group():
             raise ValueError(f"expected {pattern!r} to find a group in each name, but not in {sample.image.name}")
         groups[match.group()].append(sample)

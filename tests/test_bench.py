@@ -40,6 +40,21 @@ def test_a_peer_that_breaks_off_has_failed_and_the_others_are_measured(artifact:
     assert {title: len(rounds) for title, rounds in found.measured.items()} == {"segserve, our engine": 2}
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--rounds", "0"], "expected at least one round and one client, and some seconds, but got 0, 16 and 8"),
+        (["--clients", "0"], "but got 3, 0 and 8: correct --rounds, --clients or --seconds"),
+        (["--only", "LitServe,Tritom"], "Triton, but got Tritom"),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    arguments: list[str], sentence: str, artifact: Artifact, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench.main([str(artifact.path), *arguments]) == 2
+    assert sentence in capsys.readouterr().err
+
+
 def test_without_ours_there_is_no_page_but_a_sentence(
     artifact: Artifact,
     broken: set[str],

@@ -100,6 +100,11 @@ def test_draws_divide_the_images_and_say_the_truth(data: Path, tmp_path: Path) -
     assert other.truths.keys() != draw.truths.keys()
 
 
+def test_no_draw_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(RECIPE), "--draws", "0", "--out", str(tmp_path / "a.md")]) == 2
+    assert "expected at least one draw, but got 0" in capsys.readouterr().err
+
+
 def test_another_draw_in_the_same_folder_is_refused(data: Path, tmp_path: Path) -> None:
     source = open_dataset(data, "segmentation")
     first = draw_labels(source, tmp_path, budget=Fraction(1, 4), num_held_out=3, seed=1)

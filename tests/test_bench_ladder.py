@@ -93,6 +93,12 @@ def test_classifiers_and_several_seeds(tmp_path: Path) -> None:
     assert row["accuracy"] == f"{sum(found) / 2:.4f} ± {abs(found[0] - found[1]) / 2**0.5:.4f}"
 
 
+def test_no_seed_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [str(ROOT / "training/recipes/wbc.toml"), "--encoders", "resnet18", "--seeds", "0"]
+    assert main([*arguments, "--out", str(tmp_path / "a.md")]) == 2
+    assert "expected at least one training of each network, but got 0" in capsys.readouterr().err
+
+
 def test_a_network_that_cannot_be_had_is_said_before_anything_is_trained(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

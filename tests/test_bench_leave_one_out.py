@@ -28,6 +28,11 @@ def test_a_name_without_a_group_is_refused() -> None:
         grouped(samples("1_a", "b_1"), "^[0-9]+")
 
 
+def test_a_pattern_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected a regular expression, but '\(' is none .+: correct --group"):
+        grouped(samples("a_1"), "(")
+
+
 def test_one_group_is_refused() -> None:
     with pytest.raises(ValueError, match=r"expected at least two groups, but .+ finds a in every name"):
         grouped(samples("a_1", "a_2"), ".")
