@@ -52,7 +52,12 @@ def main() -> int:
     parser.add_argument("--size", type=int, nargs=2, default=(256, 256), metavar=("H", "W"))
     parser.add_argument("--compile", action="store_true", help="torch.compile, too")
     given = parser.parse_args()
-    artifact, device = load_artifact(given.artifact), best_device()
+    try:
+        artifact = load_artifact(given.artifact)
+    except ValueError as error:
+        print(f"bench.engines: {error}", file=sys.stderr)
+        return 2
+    device = best_device()
     images_BCHW = torch.randn(given.batch, 3, *given.size)
     operations, layers = network_operations(artifact.network, images_BCHW), layers_of(artifact.network, images_BCHW)
     engines = engines_of(artifact, device=device, with_compiled=given.compile)

@@ -50,9 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5, help="turns of each kind")
     parser.add_argument("--out", type=Path, metavar="FILE.md", help="a line is added to its table")
     given = parser.parse_args(arguments)
-    recipe = load_recipe(given.recipe, given.overrides)
-    dataset = open_dataset(recipe.data.root, recipe.task, layout=recipe.data.layout)
-    learner = build_learner(recipe, dataset, checkpoint=None, device=best_device())
+    try:
+        recipe = load_recipe(given.recipe, given.overrides)
+        dataset = open_dataset(recipe.data.root, recipe.task, layout=recipe.data.layout)
+        learner = build_learner(recipe, dataset, checkpoint=None, device=best_device())
+    except ValueError as error:
+        print(f"bench.loading: {error}", file=sys.stderr)
+        return 2
     print(f"{learner.batches.place}; {machine(learner.device)}")
     line = row(recipe, learner, measured(learner, steps=given.steps, rounds=given.rounds))
     print(f"{COLUMNS}\n{line}")

@@ -46,11 +46,16 @@ CROP, NUM_CROPS, CROP_BORDER = 1536, 6, 256
 def main() -> int:
     """Measure, print, write; returns the exit code."""
     given = _parser().parse_args()
-    if given.measure:
-        print(json.dumps(_measure(given)))
-        return 0
-    with tempfile.TemporaryDirectory() as folder:
-        runs = [_in_own_process(given, side, Path(folder) / f"{side}.jpg") for side in given.sides]
+    try:
+        if given.measure:
+            print(json.dumps(_measure(given)))
+            return 0
+        _check(given)
+        with tempfile.TemporaryDirectory() as folder:
+            runs = [_in_own_process(given, side, Path(folder) / f"{side}.jpg") for side in given.sides]
+    except ValueError as error:
+        print(f"bench.tiling: {error}", file=sys.stderr)
+        return 2
     report = {
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {best_device()}",
@@ -79,6 +84,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=Path("runs/bench/tiling.json"))
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     return parser
+
+
+def _check(given: argparse.Namespace) -> None:
+    """Refuse what cannot be measured before a large mosaic is made, by a ValueError."""
+    load_artifact(given.artifact)
+    if not given.images.is_dir() or not any(given.images.iterdir()):
+        raise ValueError(f"expected pictures in {given.images}, but there are none: name a folder of them")
+    if given.seams in given.sides and given.seams < CROP + 32:
+        raise ValueError(f"expected --seams of {CROP + 32} or more, to compare with crops, but got {given.seams}")
 
 
 def _in_own_process(given: argparse.Namespace, side: int, file: Path) -> dict[str, object]:

@@ -85,9 +85,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", default="val")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.md", help="a section is added to it")
     given = parser.parse_args(arguments)
-    artifact = load_artifact(given.artifact)
+    try:
+        artifact = load_artifact(given.artifact)
+        dataset = open_dataset(given.dataset, artifact.spec.task)
+        dataset.split(given.split)
+    except ValueError as error:
+        print(f"bench.tta: {error}", file=sys.stderr)
+        return 2
     predictor = build_predictor(artifact.spec, TorchEngine(artifact.network))
-    dataset = open_dataset(given.dataset, artifact.spec.task)
     predictor.predict([Query(image_HWC=np.zeros((64, 64, 3), dtype=np.uint8))])
     results = [measured(predictor, dataset, given.split, *way) for way in tqdm(WAYS, unit="way", disable=None)]
     section = "\n\n".join([heading(artifact.spec.name, results[0]), gains(results), orders(results)]) + "\n"

@@ -18,3 +18,9 @@ def test_every_engine_is_measured(
     assert "1.00 times torch float32" in lines[2]
     assert [line.split()[3] for line in lines[6:9]] == ["float32", "bfloat16", "int8"]
     assert lines[9].startswith("limit: memory")
+
+
+def test_no_artifact_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["bench", "nowhere"])
+    assert main() == 2
+    assert capsys.readouterr().err.startswith("bench.engines: expected an artifact, but nowhere has no spec.json")

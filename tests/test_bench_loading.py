@@ -28,3 +28,9 @@ def test_the_loader_takes_little_of_the_throughput(tmp_path: Path, capsys: pytes
     bare, loaded, left, alone = (float(cell.replace(",", "")) for cell in row[4:8])
     assert left == pytest.approx(bare / loaded, abs=0.02)
     assert 0.7 < left < 1.4 and 0 < alone < bare
+
+
+def test_no_data_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "small.toml").write_text(RECIPE.format(root=tmp_path / "set"))
+    assert main([str(tmp_path / "small.toml")]) == 2
+    assert "set is not a folder: correct data.root" in capsys.readouterr().err

@@ -36,3 +36,11 @@ def test_the_table_says_of_each_way_what_evaluate_says(
     assert round(33 * 40 * flips.scores["pixel_accuracy"]) == (
         round(33 * 40 * evaluate(artifact, tmp_path).scores["pixel_accuracy"]) + int(row[5]) - int(row[6])
     )
+
+
+def test_mistakes_are_one_sentence(artifact: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = ["--out", str(tmp_path / "tta.md")]
+    assert main(["nowhere", str(tmp_path), *out]) == 2
+    assert capsys.readouterr().err.startswith("bench.tta: expected an artifact, but nowhere has no spec.json")
+    assert main([str(artifact.path), str(tmp_path / "nowhere"), *out]) == 2
+    assert "nowhere is not a folder" in capsys.readouterr().err
