@@ -55,6 +55,20 @@ def test_the_comparison_sees_what_agrees_and_what_does_not(index: int) -> None:
     assert not any(found.agrees for found in compare(record, slower, cluster))
 
 
+def test_failed_requests_are_told_and_do_not_agree() -> None:
+    """One in fifty is answered wrongly; the others are as the simulation says."""
+    record, cluster = measured(index=1), cluster_of(SERVICE, SERVING)
+    assert all(found.line().endswith("| 0.0% |") for found in compare(record, SERVICE, cluster))
+    broken = [
+        entry._replace(kind="wrong answer", outcome="failed") if entry.number % 50 == 0 else entry
+        for entry in record.sent
+    ]
+    for found in compare(record.model_copy(update={"sent": tuple(broken)}), SERVICE, cluster):
+        assert abs(found.throughput_off) < 0.1 and abs(found.p95_off) < 0.2
+        assert not found.agrees
+        assert 0.01 < found.failed < 0.03 and found.line().endswith(f"| {found.failed:.1%} |")
+
+
 def test_the_open_checks_are_shares_of_what_the_replicas_can_do() -> None:
     """Of 0.2625 megapixels, times (76800 + 83583 + 307200 + 786432) / 4 pixels exactly, and 1.2 views."""
     closed, opened = checks(SERVICE, SERVING, seconds=5)
