@@ -13,6 +13,7 @@ import argparse
 import base64
 import io
 import json
+import os
 import shlex
 import statistics
 import subprocess
@@ -37,7 +38,7 @@ from PIL import Image
 
 from bench.section import add_section
 
-NAME = "segserve-bench"
+NAME = f"segserve-bench-{os.getpid()}"
 CLIENTS = 8
 LOAD_SECONDS = 10.0
 READY_SECONDS = 300.0
@@ -220,11 +221,11 @@ def _started(engine: Engine, given: argparse.Namespace) -> Iterator[str]:
     published = [word for port in PORTS for word in ("--publish", f"127.0.0.1:{port}:{port}")]
     store = [] if given.store is None else ["--volume", f"{given.store.resolve()}:/models:ro"]
     options = [*HARDENED, *LIMITS, *(network or published), *store, *given.option]
-    engine("run", "--detach", "--name", NAME, *options, given.image)
     try:
+        engine("run", "--detach", "--name", NAME, *options, given.image)
         yield NAME
     finally:
-        engine("rm", "--force", NAME)
+        engine.succeeds("rm", "--force", NAME)  # it may be there though `run` failed, as where a port is taken
 
 
 def _wait_until_ready(engine: Engine, container: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bench.container import Found, playable
+from bench.container import NAME, Found, main, playable
 
 KEPT = Found(
     ready_seconds=9.1,
@@ -66,6 +66,26 @@ def test_a_deployment_without_projected_volumes_keeps_its_own(tmp_path: Path) ->
     documents[0]["spec"]["template"]["spec"]["volumes"].pop()
     pod = playable(yaml.safe_dump_all(documents), folder=tmp_path)["spec"]["template"]["spec"]
     assert pod["volumes"] == [{"name": "tmp", "emptyDir": {}}]
+
+
+@pytest.fixture
+def tool(tmp_path: Path) -> str:
+    """Stands in for Docker: makes the container, cannot start it, and notes what it was asked."""
+    script = tmp_path / "tool"
+    script.write_text(
+        f'#!/bin/sh\necho "$1" "$2" "$3" >> {tmp_path}/asked\n'
+        '[ "$1" = run ] && echo "port is already allocated" >&2 && exit 125\nexit 0\n'
+    )
+    script.chmod(0o755)
+    return str(script)
+
+
+def test_a_container_that_was_made_but_not_started_is_removed(
+    tool: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["image", "--ask", "/x", "--tool", tool, "--out", str(tmp_path / "page.md")]) == 1
+    assert "port is already allocated" in capsys.readouterr().err
+    assert (tmp_path / "asked").read_text().splitlines() == ["run --detach --name", f"rm --force {NAME}"]
 
 
 def test_kept_promises_are_not_named() -> None:
