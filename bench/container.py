@@ -13,6 +13,7 @@ import argparse
 import base64
 import io
 import json
+import math
 import os
 import shlex
 import statistics
@@ -66,7 +67,7 @@ class Found:
     """Answers to requests sent before the stop, by status; 0: none."""
     after: Counter[int]
     median_seconds: float
-    """Of those with status 200."""
+    """Of those with status 200; NaN: there were none."""
     stop_seconds: float
     exit_code: int
 
@@ -139,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         found = run(engine, given)
         section = _section(engine, given, found)
-    except (RuntimeError, TimeoutError) as error:
+    except (RuntimeError, OSError, httpx.HTTPError) as error:
         print(f"bench.container: {error}", file=sys.stderr)
         return 1
     add_section(given.out, section, title="The container")
@@ -183,8 +184,10 @@ def _played(engine: Engine, given: argparse.Namespace) -> Iterator[str]:
         try:
             engine("play", "kube", "--network", "host", *given.option, str(file))
             running = [line.split() for line in engine("ps", "--format", "{{.Image}} {{.Names}}").splitlines()]
-            [container] = [name for image, name in running if image.endswith(given.image)]
-            yield container
+            found = [name for image, name in running if image.endswith(given.image)]
+            if len(found) != 1:
+                raise RuntimeError(f"expected one container of {given.image} to run, but there are {len(found)}")
+            yield found[0]
         finally:
             engine("play", "kube", "--down", str(file))
 
@@ -194,9 +197,15 @@ def playable(manifests: str, *, folder: Path) -> dict[str, Any]:
 
     On the host's network it takes no ports, and of projected volumes it knows nothing: their ConfigMaps' and Secrets'
     files are written below `folder` and mounted from there.
+
+    Raises:
+        RuntimeError: there is not exactly one Deployment.
     """
     documents = list(yaml.safe_load_all(manifests))
-    [deployment] = [document for document in documents if document["kind"] == "Deployment"]
+    deployments = [document for document in documents if document["kind"] == "Deployment"]
+    if len(deployments) != 1:
+        raise RuntimeError(f"expected one Deployment in the manifests, but got {len(deployments)}: render one overlay")
+    [deployment] = deployments
     named = {(document["kind"], document["metadata"]["name"]): document for document in documents}
     pod = deployment["spec"]["template"]["spec"]
     for container in pod["containers"]:
@@ -267,6 +276,7 @@ def _asked(engine: Engine, container: str, given: argparse.Namespace, *, ready_s
     for client in clients:
         client.join(timeout=60)
     outcomes = [outcome for client in clients for outcome in client.outcomes]
+    answered = [seconds for _, status, seconds in outcomes if status == HTTPStatus.OK]
     return Found(
         ready_seconds=ready_seconds,
         first_seconds=first,
@@ -275,7 +285,7 @@ def _asked(engine: Engine, container: str, given: argparse.Namespace, *, ready_s
         healthy=healthy,
         before=Counter(status for sent, status, _ in outcomes if sent < signalled),
         after=Counter(status for sent, status, _ in outcomes if sent >= signalled),
-        median_seconds=statistics.median([seconds for _, status, seconds in outcomes if status == HTTPStatus.OK]),
+        median_seconds=statistics.median(answered) if answered else math.nan,
         stop_seconds=stop,
         exit_code=cast(int, engine.state(container)["ExitCode"]),
     )

@@ -88,6 +88,15 @@ def test_a_container_that_was_made_but_not_started_is_removed(
     assert (tmp_path / "asked").read_text().splitlines() == ["run --detach --name", f"rm --force {NAME}"]
 
 
+def test_mistakes_are_one_sentence(tool: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = ["--ask", "/x", "--out", str(tmp_path / "page.md")]
+    assert main(["image", "--tool", "no-such-tool", *out]) == 1
+    assert "No such file or directory: 'no-such-tool'" in capsys.readouterr().err
+    (tmp_path / "service.yaml").write_text("kind: Service\n")
+    assert main(["image", "--tool", tool, "--manifest", str(tmp_path / "service.yaml"), *out]) == 1
+    assert "expected one Deployment in the manifests, but got 0: render one overlay" in capsys.readouterr().err
+
+
 def test_kept_promises_are_not_named() -> None:
     assert KEPT.broken == []
 
