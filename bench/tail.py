@@ -17,10 +17,10 @@ def tail(*, alone: float, together: float, batch_size: int, load: float) -> floa
     Args:
         alone: seconds of a batch of one image.
         together: of one of `batch_size`; those between lie on a straight line.
-        batch_size: at least 2.
+        batch_size: of full batches.
         load: of the images a second that full batches give.
     """
-    step = (together - alone) / (batch_size - 1)
+    step = (together - alone) / max(1, batch_size - 1)
 
     def service(batch: Sequence[Request], _: random.Random) -> float:
         return alone + step * (len(batch) - 1)

@@ -18,3 +18,8 @@ def test_a_server_that_is_hardly_asked_answers_everybody_at_once() -> None:
 def test_seconds_are_only_a_scale() -> None:
     fast = tail(alone=0.003, together=0.024, batch_size=8, load=0.7)
     assert tail(alone=0.03, together=0.24, batch_size=8, load=0.7) == pytest.approx(fast, rel=0.25)
+
+
+def test_batches_of_one_are_a_queue_and_no_more() -> None:
+    """Of constant service times at a load of 0.7: M/D/1."""
+    assert 2 < tail(alone=0.03, together=0.03, batch_size=1, load=0.7) < 6
