@@ -43,6 +43,7 @@ from segserve.engines.openvino_engine import OpenVINOEngine
 from segserve.engines.torch_engine import TorchEngine
 from segserve.predictor import Engine, build_predictor
 from segserve.service import Service
+from segserve.spec import ServingSpec
 
 ARTIFACT = Path("runs/demo/artifacts/demo-segmentation")
 OUT = Path("runs/bench/page.md")
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     LOG.parent.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.TemporaryDirectory(prefix="segserve-bench-") as folder:
-            comparison = measure(servers_of(given, Path(folder)), artifact, image, given)
+            comparison = measure(servers_of(given, artifact.spec.serving, Path(folder)), artifact, image, given)
     except FAULTS as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
@@ -129,22 +130,21 @@ def image_of(artifact: Artifact) -> bytes:
 
 def heading(artifact: Artifact, given: argparse.Namespace) -> str:
     """What was measured, when and where."""
-    side, engine = artifact.spec.preprocess.working_side, artifact.spec.engine
+    side, engine, size = artifact.spec.preprocess.working_side, artifact.spec.engine, artifact.spec.serving.batch_size
     return (
         f"## {artifact.spec.name}, {side}x{side}, {time.strftime('%Y-%m-%d')}\n\n"
         f"{processor()}, {os.cpu_count()} cores, torch {torch.__version__}; our engine is "
-        f"{'torch' if engine is None else engine.name}. JPEG in, index PNG out, {given.clients} clients on the same "
-        f"cores, {given.rounds} rounds of {given.seconds:g} s, medians.\n"
+        f"{'torch' if engine is None else engine.name}. JPEG in, index PNG out, batches of {size} at most, "
+        f"{given.clients} clients on the same cores, {given.rounds} rounds of {given.seconds:g} s, medians.\n"
     )
 
 
-def servers_of(given: argparse.Namespace, folder: Path) -> list[Server]:
-    """segserve with its engine first, then with torch, then the peers."""
+def servers_of(given: argparse.Namespace, serving: ServingSpec, folder: Path) -> list[Server]:
+    """segserve with its engine first, then with torch, then the peers, which make batches as the artifact's are."""
     names = given.only.split(",")
     found = [ours(given.artifact, engine, folder=folder) for engine in ("ours", "torch")]
-    return found + [
-        peer for engine in ("ours", "torch") for peer in peers(engine) if any(name in peer.name for name in names)
-    ]
+    asked = [peer for engine in ("ours", "torch") for peer in peers(engine, serving)]
+    return found + [peer for peer in asked if any(name in peer.name for name in names)]
 
 
 def measure(servers: Sequence[Server], artifact: Artifact, image: bytes, given: argparse.Namespace) -> Comparison:

@@ -9,7 +9,7 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.client import HTTPException
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from bench.peers import model
 from handlers.archive import package
 from handlers.load import Target, closed_loop
 from handlers.torchserve import free_ports
+from segserve.spec import ServingSpec
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENTS = Path("runs/bench/peers")
@@ -76,8 +77,13 @@ class Running:
         return total / 1e6
 
 
-def peers(engine: model.EngineOfPeer) -> list[Server]:
-    """Each peer with one engine; TorchServe's stock handler runs torch only."""
+def peers(engine: model.EngineOfPeer, serving: ServingSpec | None = None) -> list[Server]:
+    """Each peer with one engine; TorchServe's stock handler runs torch only.
+
+    Args:
+        engine: what it runs.
+        serving: its batches are to be as large and wait as long as these; None: as by default.
+    """
     lines = [
         ("FastAPI and a queue", "fastapi", ("-m", "bench.peers.fastapi_app"), "/predict"),
         ("LitServe", "litserve", ("-m", "bench.peers.litserve_app"), "/predict"),
@@ -109,7 +115,8 @@ def peers(engine: model.EngineOfPeer) -> list[Server]:
                 environment="torchserve",
             )
         )
-    return found
+    variables = {model.SERVING: (serving or ServingSpec()).model_dump_json()}
+    return [replace(peer, variables=variables) for peer in found]
 
 
 _AT_PORT = ("--host", "127.0.0.1", "--port", "PORT")

@@ -6,8 +6,9 @@ import psutil
 import pytest
 
 from bench import servers
-from bench.peers.model import EngineOfPeer
+from bench.peers.model import EngineOfPeer, batches_of_environment
 from bench.servers import REQUIREMENTS, Server, peers, running
+from segserve.spec import ServingSpec
 
 SCRIPT = """
 import http.server, os, subprocess, sys, time
@@ -101,6 +102,14 @@ def test_every_peer_is_there_and_has_its_packages() -> None:
             assert (servers.ROOT / module.partition(":")[0].replace(".", "/")).with_suffix(".py").is_file()
             assert peer.environment is None or (REQUIREMENTS / f"{peer.environment}.txt").read_text()
     assert len(peers("torch")) == len(peers("ours")) + 1
+
+
+def test_peers_make_batches_as_the_artifact_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    for serving, told in ((ServingSpec(batch_size=16, max_batch_delay_ms=20), (16, 0.02)), (None, (8, 0.005))):
+        for peer in peers("torch", serving):
+            for name, value in peer.variables.items():
+                monkeypatch.setenv(name, value)
+            assert batches_of_environment() == told
 
 
 def test_titles_say_what_runs() -> None:

@@ -14,11 +14,22 @@ from torchvision.transforms.v2 import functional as transforms
 
 from segserve.artifact import load_artifact
 from segserve.choice import build_engine
+from segserve.spec import ServingSpec
 
 ARTIFACT, ENGINE, PORT, FOLDER = "PEER_ARTIFACT", "PEER_ENGINE", "PEER_PORT", "PEER_FOLDER"
 """Environment variables: a folder, `torch` or `ours`, the port on loopback, and a folder that is deleted afterwards."""
 
-BATCH, DELAY_SECONDS = 8, 0.005
+SERVING = "PEER_SERVING"
+"""Likewise: the artifact's `ServingSpec` as JSON, so that everyone makes batches of the same size."""
+
+
+def batches_of_environment() -> tuple[int, float]:
+    """Their largest size, and the seconds that one waits to be full."""
+    serving = ServingSpec.model_validate_json(os.environ.get(SERVING, "{}"))
+    return serving.batch_size, serving.max_batch_delay_ms / 1000
+
+
+BATCH, DELAY_SECONDS = batches_of_environment()
 
 EngineOfPeer = Literal["torch", "ours"]
 
