@@ -22,9 +22,11 @@ from bench.machine import processor
 from bench.section import add_section
 from segserve.spec import Task
 from training.config import Recipe, load_recipe
+from training.engine import NonFiniteLoss
 from training.metrics import HEADLINE
 from training.run import LOG
 from training.seeds import SeedsReport, Spread, train_seeds
+from training.stop import Stopped
 
 RUNS = Path("runs/ablation")
 
@@ -112,6 +114,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"bench.ablation: {error}", file=sys.stderr)
         return 2
+    except (NonFiniteLoss, Stopped) as error:
+        print(f"bench.ablation: {error}", file=sys.stderr)
+        return 1
     section = "\n\n".join([heading(given, recipes), table(found)]) + "\n"
     add_section(given.out, section, title="Ablations")
     return 0

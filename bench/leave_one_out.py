@@ -24,10 +24,11 @@ import torch
 from bench.machine import processor
 from bench.section import add_section
 from training.config import Recipe, load_recipe
-from training.engine import train
+from training.engine import NonFiniteLoss, train
 from training.evaluate import Evaluation
 from training.layouts import CLASSES, Sample, open_dataset
 from training.run import SCORES
+from training.stop import Stopped
 
 RUNS = Path("runs/leave-one-out")
 Groups = Mapping[str, Sequence[Sample]]
@@ -48,6 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"bench.leave_one_out: {error}", file=sys.stderr)
         return 2
+    except (NonFiniteLoss, Stopped) as error:
+        print(f"bench.leave_one_out: {error}", file=sys.stderr)
+        return 1
     section = "\n\n".join([heading(recipe, given), table(found)]) + "\n"
     add_section(given.out, section, title="Leave one group out")
     return 0

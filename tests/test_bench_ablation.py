@@ -5,6 +5,7 @@ import pytest
 
 from bench.ablation import AUGMENT, LOSSES, Arm, arms, main, table
 from training.seeds import SeedsReport, spreads
+from training.stop import Stopped
 from training.synthetic import write_segmentation_set
 
 RECIPES = Path(__file__).parents[1] / "training/recipes"
@@ -33,6 +34,17 @@ def test_an_unknown_arm_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
     arguments = [str(RECIPES / "wbc.toml"), "--arms", "ema", "--only", "swa", "--out", str(tmp_path / "a.md")]
     assert main(arguments) == 2
     assert "expected arms of ema, no-ema, but got swa: correct --only" in capsys.readouterr().err
+
+
+def test_a_training_that_is_stopped_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise Stopped("stopped after step 3")
+
+    monkeypatch.setattr("bench.ablation.train_seeds", stopped)
+    assert main([str(RECIPES / "wbc.toml"), "--arms", "ema", "--out", str(tmp_path / "a.md")]) == 1
+    assert capsys.readouterr().err == "bench.ablation: stopped after step 3\n"
 
 
 def test_an_arm_with_two_seeds(tmp_path: Path) -> None:

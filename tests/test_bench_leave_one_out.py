@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from bench.leave_one_out import grouped, link, main
+from training.engine import NonFiniteLoss
 from training.layouts import Sample, open_dataset
 from training.synthetic import write_segmentation_set
 
@@ -74,6 +75,17 @@ def test_each_group_is_left_out_once(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert first.startswith(f"| a | 2 | {scores[0]:.4f} |")
     assert second.startswith(f"| b | 2 | {scores[1]:.4f} |")
     assert mean.startswith(f"| mean | | {sum(scores) / 2:.4f} |")
+
+
+def test_a_training_that_diverges_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def diverges(*_: object, **__: object) -> None:
+        raise NonFiniteLoss("the loss is nan")
+
+    monkeypatch.setattr("bench.leave_one_out.evaluations", diverges)
+    assert main([str(RECIPE), "--group", ".", "--out", str(tmp_path / "a.md")]) == 1
+    assert capsys.readouterr().err == "bench.leave_one_out: the loss is nan\n"
 
 
 def test_labels_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
