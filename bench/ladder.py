@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (NonFiniteLoss, Stopped) as error:
         print(f"ladder: {error}", file=sys.stderr)
         return 1
-    section = "\n\n".join([heading(ladder[0][0]), table(ladder)]) + "\n"
+    section = "\n\n".join([heading(ladder[0], given), table(ladder)]) + "\n"
     add_section(given.out, section, title="One recipe, many networks")
     return 0
 
@@ -184,14 +184,17 @@ def _first_image(spec: ModelSpec, dataset: Dataset) -> Tensor:
     return torch.zeros(1, 3, *(aligned(size, STRIDE) if spec.task == "segmentation" else size))
 
 
-def heading(rung: Rung) -> str:
+def heading(seeds: Sequence[Rung], given: argparse.Namespace) -> str:
     """What was trained on what, when and where."""
-    recipe, evaluation = rung.recipe, rung.evaluation
+    recipe, evaluation = seeds[0].recipe, seeds[0].evaluation
+    changes = f" with {' '.join(given.set)}" if given.set else ""
+    place = "a GPU" if torch.cuda.is_available() else "the CPU"
+    spread = f"; {len(seeds)} seeds, mean ± standard deviation" if len(seeds) > 1 else ""
     return (
         f"## {recipe.data.root.name}: {evaluation.split}, {evaluation.num_images} images, "
         f"{recipe.optim.epochs} epochs\n\n"
         f"{time.strftime('%Y-%m-%d')}, {processor()}, {os.cpu_count()} cores, torch {torch.__version__}; "
-        f"trained on {'a GPU' if torch.cuda.is_available() else 'the CPU'}."
+        f"recipe {given.recipe.name}{changes}, trained on {place}{spread}."
     )
 
 

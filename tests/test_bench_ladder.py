@@ -81,9 +81,12 @@ def test_classifiers_and_several_seeds(tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(RECIPE.format(task="classification", root=tmp_path / "set"))
     out = tmp_path / "ladder.md"
     where = ["--runs", str(tmp_path / "runs"), "--out", str(out)]
-    assert main([str(tmp_path / "tiny.toml"), "--networks", "squeezenet1_1", "--seeds", "2", *where]) == 0
+    change = ["--set", "optim.learning_rate=2e-3"]
+    assert main([str(tmp_path / "tiny.toml"), "--networks", "squeezenet1_1", "--seeds", "2", *change, *where]) == 0
     (row,) = rows(out)
     assert row["network"] == "squeezenet1_1"
+    told = "recipe tiny.toml with optim.learning_rate=2e-3, trained on "
+    assert told in out.read_text() and "; 2 seeds, mean ± standard deviation." in out.read_text()
     found = [
         evaluate(load_artifact(tmp_path / f"runs/tiny-squeezenet1_1-{seed}/artifact"), tmp_path / "set").scores[
             "accuracy"
