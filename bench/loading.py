@@ -4,7 +4,8 @@
 
 Bare are forward pass, loss, backward pass and step of the optimiser on one batch that stays on the device. With the
 loader each step has its own batch, as in training. Both go in turns, in one process; the ratio is that of the medians.
-Costs on the CPU are processor time, which neighbours on the machine disturb least; on a GPU, time.
+Costs on the CPU are processor time, which neighbours on the machine disturb least; on a GPU, and where worker processes
+load, whose work is not this process's, time.
 """
 
 import argparse
@@ -77,10 +78,11 @@ def measured(learner: Learner, *, steps: int, rounds: int) -> Costs:
     stream = chain.from_iterable(learner.batches.batches(epoch) for epoch in count())
     sources = {"bare": repeat(next(stream)), "loaded": stream}
     turns: dict[str, list[float]] = {"bare": [], "loaded": [], "alone": []}
+    took = partial(_seconds, learner.device, clock_of(learner))
     for _ in range(rounds + 1):
         for kind, source in sources.items():
-            turns[kind].append(_seconds(learner.device, partial(_train, learner, source, steps)) / steps)
-        turns["alone"].append(_seconds(learner.device, partial(list, islice(stream, steps))) / steps)
+            turns[kind].append(took(partial(_train, learner, source, steps)) / steps)
+        turns["alone"].append(took(partial(list, islice(stream, steps))) / steps)
     return Costs(**{kind: statistics.median(seconds[1:]) for kind, seconds in turns.items()})
 
 
@@ -89,8 +91,13 @@ def _train(learner: Learner, source: Iterator[tuple[Tensor, Tensor]], steps: int
         train_step(learner, *next(source))
 
 
-def _seconds(device: torch.device, work: Callable[[], object]) -> float:
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
+def clock_of(learner: Learner) -> Callable[[], float]:
+    """Of this process where it does everything itself."""
+    is_alone = learner.device.type == "cpu" and learner.batches.num_workers == 0
+    return time.process_time if is_alone else time.perf_counter
+
+
+def _seconds(device: torch.device, clock: Callable[[], float], work: Callable[[], object]) -> float:
     start = clock()
     work()
     if device.type == "cuda":

@@ -1,8 +1,13 @@
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
+import torch
 
-from bench.loading import main
+from bench.loading import clock_of, main
+from training.learner import Learner
 from training.synthetic import write_segmentation_set
 
 RECIPE = """
@@ -28,6 +33,13 @@ def test_the_loader_takes_little_of_the_throughput(tmp_path: Path, capsys: pytes
     bare, loaded, left, alone = (float(cell.replace(",", "")) for cell in row[4:8])
     assert left == pytest.approx(bare / loaded, abs=0.02)
     assert 0.7 < left < 1.4 and 0 < alone < bare
+
+
+def test_what_worker_processes_load_is_timed_by_the_clock() -> None:
+    """Their processor time is not this process's: the loader would seem to cost nothing."""
+    for num_workers, clock in ((0, time.process_time), (2, time.perf_counter)):
+        learner = SimpleNamespace(device=torch.device("cpu"), batches=SimpleNamespace(num_workers=num_workers))
+        assert clock_of(cast(Learner, learner)) is clock
 
 
 def test_no_data_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
