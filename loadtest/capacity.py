@@ -1,6 +1,6 @@
 """How many replicas a rate of images needs, what they cost, and what the loss of a zone does; docs/capacity.md.
 
-    python -m loadtest.capacity 10 1000 100000 --service-time loadtest/service-times/2-cores.json --p95-ms 1000
+    python -m loadtest.capacity 10 1000 100000 --service-time loadtest/service-times/measured-cpu.json --p95-ms 1000
 
 What one replica can do within the target is found by simulation (`loadtest.simulation`) with service times that were
 fitted to a load test; everything else is arithmetic with the prices and sizes that are given.

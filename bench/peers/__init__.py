@@ -1,1 +1,1 @@
-"""Other servers around the same network, each as its documentation would write it; `bench.serving` starts them."""
+"""Other servers around the same network, each as its documentation would write it; `bench.servers` starts them."""
