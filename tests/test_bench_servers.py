@@ -1,4 +1,6 @@
+import os
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -6,6 +8,7 @@ import psutil
 import pytest
 
 from bench import servers
+from bench.peers import model, torchserve_app
 from bench.peers.model import EngineOfPeer, batches_of_environment
 from bench.servers import REQUIREMENTS, Server, peers, running
 from segserve.spec import ServingSpec
@@ -110,6 +113,19 @@ def test_peers_make_batches_as_the_artifact_has_them(monkeypatch: pytest.MonkeyP
             for name, value in peer.variables.items():
                 monkeypatch.setenv(name, value)
             assert batches_of_environment() == told
+
+
+def test_torchserve_writes_where_it_is_deleted_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PATH", "LOG_LOCATION", "METRICS_LOCATION", "TEMP"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    monkeypatch.setenv(model.FOLDER, str(tmp_path))
+    monkeypatch.setenv(model.PORT, "8080")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["torchserve_app"])
+    monkeypatch.setattr(os, "execv", lambda *_: None)
+    torchserve_app.main()
+    assert {os.environ[name] for name in ("LOG_LOCATION", "METRICS_LOCATION", "TEMP")} == {str(tmp_path)}
+    assert {path.name for path in tmp_path.iterdir()} == {"segmenter.mar", "config.properties"}
 
 
 def test_titles_say_what_runs() -> None:

