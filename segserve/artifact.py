@@ -208,6 +208,7 @@ def replaced_folder(path: Path) -> Iterator[Path]:
     """
     if path.exists() and not (path / SPEC).is_file():
         raise ValueError(f"expected {path} to be an artifact or not to exist, but it is something else: choose another")
+    path = path.resolve()  # nothing can be beside ".", and a link stays one
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     folder.chmod(0o755)

@@ -227,6 +227,24 @@ def test_an_artifact_is_replaced_whole(artifact: Artifact, tmp_path: Path, spec:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_an_artifact_is_replaced_from_within_its_own_folder(
+    artifact: Artifact, tmp_path: Path, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = copied(artifact, tmp_path / "artifact")
+    monkeypatch.chdir(path)
+    save_fresh(Path(), spec.model_copy(update={"name": "newer"}))
+    assert load_artifact(path).spec.name == "newer"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_to_an_artifact_stays_one(artifact: Artifact, tmp_path: Path, spec: ModelSpec) -> None:
+    path, link = copied(artifact, tmp_path / "elsewhere/artifact"), tmp_path / "current"
+    link.symlink_to(path)
+    save_fresh(link, spec.model_copy(update={"name": "newer"}))
+    assert link.readlink() == path
+    assert load_artifact(path).spec.name == "newer"
+
+
 @pytest.mark.parametrize("make", [lambda path: path.write_text("x"), lambda path: (path.mkdir(), (path / "a").touch())])
 def test_anything_else_is_never_overwritten(make: Any, tmp_path: Path, spec: ModelSpec) -> None:
     make(tmp_path / "precious")
