@@ -212,10 +212,14 @@ def replaced_folder(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     folder.chmod(0o755)
+    old = folder.with_name(f"{folder.name}.old")
     try:
         yield folder
         if path.exists():
-            shutil.rmtree(path)
+            path.rename(old)
         folder.rename(path)
     finally:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)

@@ -245,6 +245,20 @@ def test_a_link_to_an_artifact_stays_one(artifact: Artifact, tmp_path: Path, spe
     assert load_artifact(path).spec.name == "newer"
 
 
+def test_an_interruption_while_the_old_artifact_is_deleted_loses_neither(
+    artifact: Artifact, tmp_path: Path, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(folder: Path, **_: object) -> None:
+        (folder / "spec.json").unlink(missing_ok=True)
+        raise KeyboardInterrupt
+
+    path = copied(artifact, tmp_path / "artifact")
+    monkeypatch.setattr("segserve.artifact.shutil.rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save_fresh(path, spec.model_copy(update={"name": "newer"}))
+    assert load_artifact(path).spec.name == "newer"
+
+
 @pytest.mark.parametrize("make", [lambda path: path.write_text("x"), lambda path: (path.mkdir(), (path / "a").touch())])
 def test_anything_else_is_never_overwritten(make: Any, tmp_path: Path, spec: ModelSpec) -> None:
     make(tmp_path / "precious")
