@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from segserve.digest import sha256_of
@@ -88,7 +88,7 @@ def save_artifact(path: Path, spec: ModelSpec, network: nn.Module, *, example_HW
     """
     with replaced_folder(path) as folder:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-        save_file(tensors, folder / WEIGHTS)
+        (folder / WEIGHTS).write_bytes(save(tensors))  # save_file knows no OSError
         spec = spec.model_copy(update={"weights_sha256": sha256_of(folder / WEIGHTS)})
         write_spec(folder, spec)
         artifact = load_artifact(folder)

@@ -1,5 +1,8 @@
 import json
 import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,6 +42,23 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path, spec: ModelSpec) -> N
     assert (loaded.losses, loaded.seconds, loaded.best) == ((0.25, 0.5), 0.75, None)
     assert torch.equal(loaded.network["weight"], saved.network["weight"])
     assert loaded.optimizer["state"][0]["step"].item() == 3
+
+
+@contextmanager
+def small_disk(*, size: int) -> Iterator[None]:
+    """No file can become larger: the system says so where a full disk would."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_third_without_room_is_an_error_of_the_disk(tmp_path: Path) -> None:
+    with small_disk(size=50_000), pytest.raises(OSError, match="File too large"):
+        Run(tmp_path).save_third(THIRDS[0], {"weight": torch.zeros(100_000)})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_result_is_the_last_average_or_the_best_where_there_is_one(spec: ModelSpec) -> None:

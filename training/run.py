@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from pydantic import Field, ValidationError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from segserve.settings import Settings, explain
@@ -143,8 +143,7 @@ class Run:
 
     def save_third(self, name: str, averaged: Mapping[str, Tensor]) -> None:
         """Keep the moving average as it is after a third of the epochs, in one of `THIRDS`."""
-        with self._replacing(name) as temporary:
-            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in averaged.items()}, temporary)
+        self.write(name, save({key: tensor.detach().cpu().contiguous() for key, tensor in averaged.items()}))
 
     def thirds(self) -> list[dict[str, Tensor]]:
         """The moving averages that were kept after one and two thirds of the epochs, as the recipe asks for."""
