@@ -54,3 +54,12 @@ def test_other_artifacts_count_and_other_data_do_not(mine: Artifact, dataset: Da
     assert "0 time(s) with this artifact, and with 1 other artifact(s) beside it" in told
     (tmp_path / "set/masks/test/0000.png").write_bytes(b"changed")
     assert "the first evaluation" in note_evaluation(mine, EVALUATION, dataset)
+
+
+def test_a_line_that_was_cut_off_does_not_count(mine: Artifact, dataset: Dataset) -> None:
+    note_evaluation(mine, EVALUATION, dataset)
+    log = mine.path.parent / LOG
+    whole = log.read_text()
+    log.write_text(whole + whole[:50])
+    assert "1 time(s) with this artifact" in note_evaluation(mine, EVALUATION, dataset)
+    assert [json.loads(line)["artifact"] for line in log.read_text().splitlines()] == ["mine", "mine"]

@@ -60,17 +60,18 @@ def note_evaluation(artifact: Artifact, evaluation: Evaluation, dataset: Dataset
 
 
 def _append(path: Path, line: str) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(line)
+    with path.open("r+b" if path.is_file() else "w+b") as file:
+        file.seek(file.read().rfind(b"\n") + 1)
+        file.truncate()
+        file.write(line.encode())
         file.flush()
         os.fsync(file.fileno())
 
 
 def read_log(path: Path) -> list[TestEvaluation]:
-    """All lines, the oldest first."""
-    if not path.is_file():
-        return []
-    return [TestEvaluation.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """All lines, the oldest first; a last one that was cut off does not count."""
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+    return [TestEvaluation.model_validate_json(line) for line in lines]
 
 
 def _history(before: Sequence[TestEvaluation], digest: str) -> str:
