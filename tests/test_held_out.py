@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -63,3 +65,14 @@ def test_a_line_that_was_cut_off_does_not_count(mine: Artifact, dataset: Dataset
     log.write_text(whole + whole[:50])
     assert "1 time(s) with this artifact" in note_evaluation(mine, EVALUATION, dataset)
     assert [json.loads(line)["artifact"] for line in log.read_text().splitlines()] == ["mine", "mine"]
+
+
+def test_where_nothing_can_be_noted_the_scores_are_not_lost(
+    mine: Artifact, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(*_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("training.held_out._append", read_only)
+    told = note_evaluation(mine, EVALUATION, dataset)
+    assert "the first evaluation on this test split, which could not be noted: Read-only file system" in told

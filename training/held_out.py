@@ -55,8 +55,12 @@ def note_evaluation(artifact: Artifact, evaluation: Evaluation, dataset: Dataset
         aggregate=evaluation.aggregate,
         scores=evaluation.scores,
     )
-    _append(path, entry.model_dump_json() + "\n")
-    return f"{path}: {_history(before, artifact.digest)}"
+    told = f"{path}: {_history(before, artifact.digest)}"
+    try:
+        _append(path, entry.model_dump_json() + "\n")
+    except OSError as error:
+        return f"{told}, which could not be noted: {error.strerror}"
+    return told
 
 
 def _append(path: Path, line: str) -> None:
