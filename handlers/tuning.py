@@ -152,6 +152,7 @@ def tune(path: Path, *, slo_p95_ms: float, space: Space | None = None) -> Iterat
     if not slo_p95_ms > 0:
         raise ValueError(f"expected a latency target above 0 ms, but got {slo_p95_ms:g}: give one such as 200")
     spec = read_spec(path)
+    path = path.resolve()  # nothing can be beside "."
     space = space or space_of(spec)
 
     def measure(serving: ServingSpec) -> Trial:

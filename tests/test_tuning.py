@@ -1,4 +1,5 @@
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,23 @@ def test_what_an_artifact_can_try(
 def test_a_target_that_is_none_is_refused(target: float, artifact: Artifact) -> None:
     with pytest.raises(ValueError, match="expected a latency target above 0 ms, but got"):
         next(tune(artifact.path, slo_p95_ms=target))
+
+
+def test_an_artifact_is_tuned_from_within_its_own_folder(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Packaged(Exception):
+        pass
+
+    def packages(path: Path, **_: object) -> None:
+        assert not list(path.rglob("artifact"))
+        raise Packaged
+
+    shutil.copytree(artifact.path, tmp_path / "artifact")
+    monkeypatch.chdir(tmp_path / "artifact")
+    monkeypatch.setattr(tuning, "package", packages)
+    with pytest.raises(Packaged):
+        next(tune(Path(), slo_p95_ms=100))
 
 
 def test_what_is_no_artifact_is_refused(tmp_path: Path) -> None:
