@@ -38,6 +38,10 @@ def _sentence(key: str, detail: ErrorDetails, known_keys: tuple[str, ...]) -> st
         case "literal_error":
             key = key.rstrip(".0123456789")  # in a list, the value says which one it is
             return f"expected {key!r} to be {detail['ctx']['expected']}, but got {detail['input']!r}"
+        case "json_invalid":
+            return f"expected JSON, but it cannot be read: {detail['ctx']['error']}; correct it there"
+        case "string_pattern_mismatch":
+            return f"expected {key!r} to match {detail['ctx']['pattern']}, but got {detail['input']!r}"
         case "path_type":
             return f"expected {key!r} to be a path, but got {detail['input']!r}"
         case "union_tag_not_found":

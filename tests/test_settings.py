@@ -13,6 +13,7 @@ class Inner(Settings):
 
 class Example(Settings):
     name: str
+    key: str = Field(default="a", pattern="^[a-z]$")
     mode: Literal["fast", "exact"] = "fast"
     count: int = Field(default=1, ge=1)
     inner: Inner = Inner()
@@ -46,6 +47,7 @@ def reason(values: dict[str, Any], **options: Any) -> str:
         ({"name": "a", "count": 0}, "expected 'count' to be greater than or equal to 1, but got 0"),
         ({"name": "a", "inner": {"size": []}}, "expected 'inner.size' to be a valid integer, but got []"),
         ({"name": "a", "folder": 5}, "expected 'folder' to be a path, but got 5"),
+        ({"name": "a", "key": "A"}, "expected 'key' to match ^[a-z]$, but got 'A'"),
         ({"name": "too long"}, "'name': expected a short name, but got 'too long'"),
         ({"name": "a", "mode": "exact", "count": 2}, "expected count 1 with mode exact, but got 2"),
         ({"name": "a", "nmae": "b"}, "'nmae' is not a known key: remove it or correct its spelling"),
@@ -59,6 +61,14 @@ def reason(values: dict[str, Any], **options: Any) -> str:
 )
 def test_explain_says_what_was_expected_and_what_came(values: dict[str, Any], sentence: str) -> None:
     assert reason(values) == sentence
+
+
+def test_what_is_no_json_is_not_quoted_whole() -> None:
+    with pytest.raises(ValidationError) as caught:
+        Example.model_validate_json("[" * 10_000)
+    sentence = explain(caught.value)
+    assert sentence.startswith("expected JSON, but it cannot be read: ") and "line 1 column" in sentence
+    assert len(sentence) < 200
 
 
 def test_explain_offers_the_known_keys() -> None:
