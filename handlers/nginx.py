@@ -22,6 +22,7 @@ from handlers.store import ServedModel
 from handlers.torchserve import ServeError
 from segserve.spans import is_on
 from segserve.spec import Task
+from segserve.text import read_text
 
 _TEMPLATE = Path(__file__).parent / "config" / "nginx.conf"
 _TOKEN_NAME = r"[A-Za-z0-9_-]+"
@@ -100,7 +101,7 @@ def read_tokens(path: Path) -> dict[str, str]:
         ValueError: a line is something else, or the file names nobody, or somebody twice. It never quotes a line.
     """
     tokens: dict[str, str] = {}
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         line = line.strip()
         if not line or line.startswith("#"):
             continue

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from segserve.doubtful import DoubtfulSettings
 from segserve.settings import Settings
+from segserve.text import read_text
 
 Port = Annotated[int, Field(ge=1, le=65534)]
 
@@ -68,7 +69,7 @@ def read_doubtful(path: Path) -> DoubtfulSettings:
 
 def _read(path: Path, *, paths: Sequence[str]) -> dict[str, Any]:
     try:
-        given = tomllib.loads(path.read_text())
+        given = tomllib.loads(read_text(path))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"expected {path} to be TOML, but it is not: {error}") from None
     return {**given, **{name: path.parent / given[name] for name in paths if isinstance(given.get(name), str)}}

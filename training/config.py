@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from segserve.networks import auxiliary_choices, check_classifier
 from segserve.settings import Settings, explain
 from segserve.spec import ARCHITECTURES, Architecture, ModelSpec, ServingSpec, Sizing, Task, check_encoder
+from segserve.text import read_text
 from training.losses.terms import FOR_LABELS, LossSettings
 
 Layout = Literal["folder", "coco", "voc", "cityscapes", "pet"]
@@ -267,10 +268,10 @@ def recipe_of(spec: ModelSpec) -> Recipe:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_text(path))
     except OSError as error:
         raise ValueError(f"expected a recipe, but {path} cannot be read ({error.strerror}): give a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except tomllib.TOMLDecodeError as error:
         raise ValueError(f"expected {path} to be TOML, but it is not: {error}; correct it there") from None
 
 

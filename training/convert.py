@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from segserve.png import encode_png
 from segserve.settings import Settings
 from segserve.spec import ClassSpec
+from segserve.text import read_text
 from training.layouts import CLASSES, Dataset, open_dataset
 from training.layouts.folder import label_rows
 from training.lint.encoding import distances, is_gray, name_of
@@ -267,7 +268,7 @@ def color_table(path: Path, indices: dict[str, int]) -> dict[int, int]:
             void, ignore, unlabelled or unlabeled is the set's `ignore_index`.
         indices: by class name; `void` is there where the set has an `ignore_index`.
     """
-    text = path.read_text(encoding="utf-8-sig")
+    text = read_text(path)
     is_json = text.lstrip().startswith("{")
     rows = _json_rows(path, text) if is_json else [line.split(maxsplit=3) for line in text.splitlines() if line.strip()]
     table: dict[int, int] = {}
@@ -291,7 +292,7 @@ def color_table(path: Path, indices: dict[str, int]) -> dict[int, int]:
 
 def _written_colors(path: Path, indices: dict[str, int]) -> dict[int, int]:
     """As `color_table`, of `classes.json`: a class without a colour there has only one that was made up."""
-    rows = _json_rows(path, path.read_text(encoding="utf-8-sig"))
+    rows = _json_rows(path, read_text(path))
     return {int(pack(np.array(color))): indices[str(name)] for *color, name in rows}
 
 

@@ -1,6 +1,7 @@
 """The contract's own layouts (section 3): images with masks, a folder a class, images with a table of labels."""
 
 import csv
+import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from segserve.settings import explain
 from segserve.spec import MAX_CLASSES, ClassSpec, Color, Task
+from segserve.text import read_text
 from training.layouts.dataset import SPLITS, Dataset, Reading, Sample, named_classes
 
 CLASSES, LABELS = "classes.json", "labels.csv"
@@ -67,7 +69,7 @@ def _read_classes(root: Path) -> tuple[tuple[ClassSpec, ...], int | None]:
     if not path.is_file():
         raise ValueError(f"expected {path}, which names the classes, but it is missing: write it")
     try:
-        table = _ClassTable.model_validate_json(path.read_bytes())
+        table = _ClassTable.model_validate_json(read_text(path))
     except ValidationError as error:
         raise ValueError(f"{path}: {explain(error)}") from None
     entries = sorted(table.classes, key=lambda entry: entry.id)
@@ -151,15 +153,14 @@ def _read_labelled(reading: Reading) -> tuple[ClassSpec, ...]:
 
 def label_rows(path: Path) -> Iterator[dict[str, str]]:
     """The rows of `labels.csv`; a ValueError says what its columns, or a line, lack."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        found = reader.fieldnames or ()
-        if not set(LABEL_COLUMNS) <= set(found):
-            raise ValueError(f"{path}: expected the columns {', '.join(LABEL_COLUMNS)}, but got {', '.join(found)}")
-        for row in reader:
-            if not all(row[column] for column in LABEL_COLUMNS):
-                raise ValueError(f"{path}: expected split, stem and label in line {reader.line_num}, but one is empty")
-            yield row
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    found = reader.fieldnames or ()
+    if not set(LABEL_COLUMNS) <= set(found):
+        raise ValueError(f"{path}: expected the columns {', '.join(LABEL_COLUMNS)}, but got {', '.join(found)}")
+    for row in reader:
+        if not all(row[column] for column in LABEL_COLUMNS):
+            raise ValueError(f"{path}: expected split, stem and label in line {reader.line_num}, but one is empty")
+        yield row
 
 
 def _label_names(path: Path, rows: Sequence[dict[str, str]]) -> list[str]:
