@@ -1,5 +1,6 @@
 """Out to CVAT and Label Studio and back, pixel for pixel."""
 
+import io
 import json
 import re
 import zipfile
@@ -196,6 +197,13 @@ def test_the_command_says_what_the_tool_wants(found: Round, tmp_path: Path, caps
         assert sign in told and "4 images" in told and str(found.path / "waiting") in told
 
 
+def damaged_zip() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("annotations.xml", "<annotations/>")
+    return buffer.getvalue().replace(b"<annotations/>", b"<annotation5/>")
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
@@ -234,6 +242,18 @@ def test_the_command_says_what_the_tool_wants(found: Round, tmp_path: Path, caps
             ),
             "expected images with different names, but got drawing-000 twice",
         ),
+        (
+            b'<annotations><image width="48" height="48"><polygon label="cell" points="0,0;9,0;9,9"/></image>'
+            b"</annotations>",
+            "labels: expected images, each with its shapes and their labels, but one is not whole .*'name'",
+        ),
+        (
+            b'[{"data": {"image": "a.png"}, "annotations": [{"result": [{"type": "brushlabels", "original_width": 48, '
+            b'"original_height": 48, "value": {"format": "rle", "rle": [0]}}]}]}]',
+            "labels: expected images, each with its shapes and their labels, but one is not whole .*'brushlabels'",
+        ),
+        (b'[{"data": "a.png"}]', "expected images, each with its shapes"),
+        (damaged_zip(), "labels: Bad CRC-32 for file 'annotations.xml'"),
     ],
 )
 def test_what_does_not_fit_is_refused(

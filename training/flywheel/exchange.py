@@ -103,16 +103,27 @@ def _images(path: Path) -> Iterable[tuple[str, Sequence[Region]]]:
         body = path.read_bytes()
     except OSError as error:
         raise ValueError(f"expected a file of labels, but {path}: {error.strerror}") from None
-    if zipfile.is_zipfile(io.BytesIO(body)):
-        with zipfile.ZipFile(io.BytesIO(body)) as archive:
-            if cvat.FILE not in archive.namelist():
-                raise ValueError(f"{path}: expected {cvat.FILE} in it, but it has none: export as CVAT for images 1.1")
-            body = archive.read(cvat.FILE)
-    reader = cvat.read if body.lstrip()[:1] == b"<" else label_studio.read
     try:
+        body = _unzipped(body)
+        reader = cvat.read if body.lstrip()[:1] == b"<" else label_studio.read
         return list(reader(body))
-    except ValueError as error:
+    except (ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: {error}") from None
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: expected images, each with its shapes and their labels, but one is not whole ({error!r}): give "
+            "what the tool exported"
+        ) from None
+
+
+def _unzipped(body: bytes) -> bytes:
+    """CVAT's file out of the zip that it may come in."""
+    if not zipfile.is_zipfile(io.BytesIO(body)):
+        return body
+    with zipfile.ZipFile(io.BytesIO(body)) as archive:
+        if cvat.FILE not in archive.namelist():
+            raise ValueError(f"expected {cvat.FILE} in it, but it has none: export as CVAT for images 1.1")
+        return archive.read(cvat.FILE)
 
 
 def painted(regions: Sequence[Region], ids: Mapping[str, int]) -> NDArray[np.uint8]:
