@@ -266,6 +266,22 @@ def test_what_does_not_fit_is_refused(
     assert found.entries() == before
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'<annotations><track id="0" label="cell"><polygon frame="0" points="0,0;9,0;9,9"/></track></annotations>',
+        b'[{"data": {"image": "drawing-000.png"}, "annotations": [], "predictions": [{"result": []}]}]',
+    ],
+    ids=["of a video", "nothing confirmed"],
+)
+def test_a_file_with_nothing_that_a_person_drew_is_refused(
+    found: Round, content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "labels").write_bytes(content)
+    assert main(["import-labels", str(tmp_path / "labels"), "--into", str(found.path)]) == 2
+    assert "expected images with shapes that a person drew or confirmed, but there are" in capsys.readouterr().err
+
+
 def rectangle(label: str, box: tuple[int, int, int, int], *, layer: int = 0, group: int | None = None) -> str:
     left, top, right, bottom = box
     grouped = "" if group is None else f'group_id="{group}"'

@@ -78,6 +78,11 @@ def import_labels(path: Path, into: Path, *, images: Path | None = None, by: str
                 f"{path}: expected images with different names, but got {Path(file).stem} twice: leave one"
             )
         masks[Path(file).stem] = mask_HW
+    if not masks:
+        raise ValueError(
+            f"{path}: expected images with shapes that a person drew or confirmed, but there are none: export CVAT for "
+            "images 1.1, not for video, or Label Studio's annotations, not predictions alone"
+        )
     if dataset is None:
         _into_round(round_, masks, by)
     else:
