@@ -12,7 +12,8 @@ from pyarrow import fs
 
 from segserve.artifact import read_spec
 from segserve.cluster import deal_out
-from segserve.offline import NOT_IMAGES, answers, check_stems, load_predictor
+from segserve.codec import NOT_IMAGES
+from segserve.offline import answers, check_stems, load_predictor
 from segserve.spec import Plan
 from segserve.whole import write_whole
 

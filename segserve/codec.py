@@ -33,6 +33,9 @@ MAX_SECONDS = 10.0
 """Of decoding one file. WebP and compressed TIFF are decoded in one call that cannot be stopped, but never takes as
 long; docs/images.md says how that is known."""
 
+NOT_IMAGES = (".json", ".jsonl", ".md", ".txt", ".csv")
+"""Suffixes of what lies beside images."""
+
 READERS: dict[bytes, type[ImageFile.ImageFile]] = {
     rb"\xff\xd8\xff": JpegImageFile,
     rb"\x89PNG": PngImageFile,

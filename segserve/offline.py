@@ -20,8 +20,6 @@ from segserve.spec import Plan
 from segserve.whole import write_whole
 
 MODEL_VERSION = "offline"
-NOT_IMAGES = (".json", ".jsonl", ".md", ".txt", ".csv")
-"""What lies beside images."""
 
 Name = TypeVar("Name")
 

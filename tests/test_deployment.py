@@ -138,9 +138,12 @@ def test_a_store_that_no_longer_holds_what_is_served(store: Path, tmp_path: Path
     assert "to be the version that answers, cells 1.0, but it is cells 2.0: put" in refusal(archive, store)
 
 
-@pytest.mark.parametrize("name", ["empty", "nowhere"])
+@pytest.mark.parametrize("name", ["empty", "nowhere", "others"])
 def test_a_folder_without_images(store: Path, tmp_path: Path, spec: ModelSpec, name: str) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "others").mkdir()
+    for other in (".DS_Store", "README.md", "labels.csv"):
+        (tmp_path / "others" / other).touch()
     archive = write_archive(tmp_path / "new.mar", spec=spec)
     sentence = refusal(archive, store, images=tmp_path / name)
     assert (

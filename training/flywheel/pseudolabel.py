@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from segserve.artifact import Artifact
+from segserve.codec import NOT_IMAGES
 from segserve.engines.torch_engine import TorchEngine, best_device
 from segserve.networks import build_network, served_weights
-from segserve.offline import NOT_IMAGES
 from segserve.png import encode_index_png
 from segserve.prediction import Query, SegmentationPrediction
 from segserve.predictor import SegmentationPredictor
