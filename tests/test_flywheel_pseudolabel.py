@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from segserve.artifact import Artifact
 from segserve.preprocess import working_size
 from tests.conftest import CLASSES, random_image
 from tests.rounds import files_of, held_out_set
+from training.config import Recipe
 from training.data import IGNORE
 from training.flywheel.joined import with_round
 from training.flywheel.pseudolabel import Labeller, image_files, pseudolabel
@@ -269,6 +271,17 @@ def test_stability_is_the_agreement_with_the_thirds(artifact: Artifact, tmp_path
         Run(tmp_path).save_third(name, artifact.network.state_dict())
     seen = Labeller(artifact=artifact, run=tmp_path, plan="none").look(random_image(40, 48))
     assert seen.scores["stability"] == 1, "the thirds are the whole here"
+
+
+def test_stability_is_not_asked_of_another_training(artifact: Artifact, recipe: Recipe, tmp_path: Path) -> None:
+    provenance = artifact.spec.provenance.model_copy(update={"recipe": recipe.model_dump(mode="json")})
+    own = replace(artifact, spec=artifact.spec.model_copy(update={"provenance": provenance}))
+    Run(tmp_path).save_third("third-1.safetensors", artifact.network.state_dict())
+    Run(tmp_path).begin(recipe.model_copy(update={"seed": 7}))
+    with pytest.raises(ValueError, match=r"expected the run that tiny-segmentation was exported from, .* another rec"):
+        Labeller(artifact=own, plan="none", run=tmp_path).look(random_image(40, 48))
+    Run(tmp_path).begin(recipe)
+    assert Labeller(artifact=own, plan="none", run=tmp_path).look(random_image(40, 48)).scores["stability"] == 1
 
 
 def test_only_artifacts_for_masks(labels_artifact: Artifact) -> None:

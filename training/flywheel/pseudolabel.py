@@ -60,7 +60,7 @@ class Labeller:
 
     @cached_property
     def earlier(self) -> tuple[SegmentationPredictor, ...]:
-        """The model as it was on the way; a ValueError where the run has not kept it."""
+        """The model as it was on the way; a ValueError where the run has not kept it, or is another model's."""
         return () if self.run is None else _earlier(self.artifact.spec, Run(self.run))
 
     def look(self, image_HWC: NDArray[np.uint8]) -> "Found":
@@ -88,6 +88,10 @@ class Found:
 
 
 def _earlier(spec: ModelSpec, run: Run) -> tuple[SegmentationPredictor, ...]:
+    if spec.provenance.recipe and run.recipe() != recipe_of(spec):
+        raise ValueError(
+            f"expected the run that {spec.name} was exported from, but {run.path} has another recipe: correct --run"
+        )
     thirds = run.thirds()
     if not thirds:
         raise ValueError(
