@@ -110,6 +110,13 @@ def test_the_digest_notices_another_mask_wherever_the_round_lies(recipe: Recipe,
     assert data_digest(with_round(dataset, moved), ["train"]) != first
 
 
+@pytest.mark.parametrize("name", ["nowhere", "set"])
+def test_what_is_no_round_is_named_as_such(recipe: Recipe, name: str) -> None:
+    folder = recipe.data.root.parent / name
+    with pytest.raises(ValueError, match=f"expected a round, but .*{name} has no round.json: make one with"):
+        with_round(open_dataset(recipe.data.root, "segmentation"), folder)
+
+
 def test_a_round_with_nothing_accepted_is_refused(recipe: Recipe) -> None:
     assert recipe.pseudo is not None
     for kind in ("images", "masks"):

@@ -21,7 +21,9 @@ def with_round(dataset: Dataset, folder: Path) -> Dataset:
         ValueError: the folder is no round, has other classes or faults, or nothing is accepted in it; its manifest does
             not tell of an image, or one is a copy of an image that the data set holds out.
     """
-    entries = Round(folder).entries()
+    found = Round(folder)
+    found.check_begun()
+    entries = found.entries()
     accepted = open_dataset(folder, dataset.task)
     names = [[entry.name for entry in each.classes] for each in (dataset, accepted)]
     if names[0] != names[1]:

@@ -112,15 +112,19 @@ class Round:
         for kind in ("images", "masks"):  # of another held-out set, if it was killed before it had its order
             shutil.rmtree(self.path / kind / "val", ignore_errors=True)
 
-    @property
-    def order(self) -> RoundOrder:
+    def check_begun(self) -> None:
         """A ValueError where the folder is no round."""
-        path = self.path / ORDER
-        if not path.is_file():
+        if not (self.path / ORDER).is_file():
             raise ValueError(
                 f"expected a round, but {self.path} has no {ORDER}: make one with `segserve pseudolabel ARTIFACT IMAGES"
                 f" --out {self.path}`"
             )
+
+    @property
+    def order(self) -> RoundOrder:
+        """A ValueError where the folder is no round."""
+        self.check_begun()
+        path = self.path / ORDER
         try:
             return RoundOrder.model_validate_json(path.read_bytes())
         except ValidationError as error:
