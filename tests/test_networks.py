@@ -320,3 +320,9 @@ def test_a_pickle_with_code_does_not_run(encoder: Encoder, tmp_path: Path) -> No
     with pytest.raises(ValueError, match=r"expected .* to hold a state dict"):
         load_encoder_weights(encoder, "resnet18", source=tmp_path / "weights.pth")
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_whole_network_is_refused_without_advice_to_run_its_code(encoder: Encoder, tmp_path: Path) -> None:
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=r"to hold a state dict .*: save the network's state_dict\(\) alone"):
+        load_encoder_weights(encoder, "resnet18", source=tmp_path / "weights.pth")

@@ -81,4 +81,8 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         return torch.load(path, weights_only=True, map_location="cpu")  # type: ignore[no-any-return]
     except Exception as error:  # both readers raise nearly anything on files that are something else
-        raise ValueError(f"expected {path} to hold a state dict (.safetensors or .pth), but got: {error}") from error
+        # Not in torch's words, which advise to let the file run code.
+        raise ValueError(
+            f"expected {path} to hold a state dict (.safetensors or .pth), but it is something else, or broken "
+            f"({type(error).__name__}): save the network's state_dict() alone"
+        ) from error
