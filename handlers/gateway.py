@@ -16,7 +16,7 @@ from urllib.parse import unquote
 from handlers import nginx
 from handlers.management import VersionState
 from handlers.nginx import Place
-from handlers.output import lines_of, pass_on
+from handlers.output import lines_of, pass_on, say
 from handlers.settings import GatewaySettings, ServeSettings
 from handlers.torchserve import ServeError
 from segserve.whole import write_whole
@@ -133,7 +133,7 @@ class Gateway:
         self._end_group()
         if self._starts >= MOST_STARTS:
             raise ServeError(f"nginx ended {self._starts} times, the last time with code {self._process.returncode}")
-        print(f"segserve: nginx ended with code {self._process.returncode}; starting it again", flush=True)
+        say(f"nginx ended with code {self._process.returncode}; starting it again")
         self.start()
 
     def stop(self, *, seconds: float) -> None:
@@ -177,7 +177,7 @@ class Gateway:
         if self._reload_at is not None and now >= self._reload_at:
             self._reload_at, self._reloaded_at = None, now
             self._process.send_signal(signal.SIGHUP)
-            print("segserve: the gateway has taken its tokens, certificate and places anew", flush=True)
+            say("the gateway has taken its tokens, certificate and places anew")
         if self._reload_at is None and now - self._reloaded_at >= CLOSING_SECONDS:
             self._closing.unlink(missing_ok=True)
         states = _states(self._files)
@@ -190,7 +190,7 @@ class Gateway:
         try:
             self._configure()
         except (ValueError, OSError, ServeError) as error:
-            print(f"segserve: the gateway keeps the tokens and the certificate it has: {error}", flush=True)
+            say(f"the gateway keeps the tokens and the certificate it has: {error}")
             return
         self._closing.touch()
         self._reload_at = now + CLOSING_SECONDS

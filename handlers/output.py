@@ -10,6 +10,13 @@ _MOST_LINES = 10_000
 _DROPPED = "{} lines of the log were dropped, because nobody read them in time"
 
 
+def say(line: str) -> None:
+    """A line of the service's own. Where it cannot be written, on a full disk or because whoever read it has ended, it
+    is lost, and nothing else is."""
+    with contextlib.suppress(OSError):
+        print(f"segserve: {line}\n", end="", flush=True)
+
+
 def lines_of(output: IO[bytes]) -> Iterator[str]:
     """What a process writes, until it has ended."""
     with output:

@@ -19,6 +19,7 @@ from handlers.health import Health
 from handlers.jvm import Jvm
 from handlers.management import Management
 from handlers.ops import OpsServer
+from handlers.output import say
 from handlers.settings import ServeSettings
 from handlers.signals import StopSignals
 from handlers.store import ServedModel, served_models
@@ -63,7 +64,7 @@ def serve(settings: ServeSettings) -> int:
             f"expected room for temporary files below {tempfile.gettempdir()}, but got: {error.strerror}; "
             "make room there, or let TMPDIR name another folder"
         )
-    _say("stopped")
+    say("stopped")
     return 0
 
 
@@ -113,10 +114,10 @@ class _Service:
                 self._until_signal(jvm, gateway)
             elif not health.answers():
                 return
-            _say("draining")
+            say("draining")
             drain = Drain(self.inner, health=health, folder=self.folder, signals=self.signals)
             if not drain.run():
-                _say("the drain was cut short; requests may have been lost")
+                say("the drain was cut short; requests may have been lost")
             self._check_running(jvm)
 
     def _check_ports(self) -> None:
@@ -153,7 +154,7 @@ class _Service:
             self.folder.offer(self.settings.store / model.archive, name=model.archive)
         self.folder.properties.write_text(torchserve.properties_text(self.inner, metrics_port=self.metrics_port))
         names = ", ".join(str(model) for model in self.models)
-        _say(f"starting TorchServe {torchserve.version()} on Java {java.version} with {names}")
+        say(f"starting TorchServe {torchserve.version()} on Java {java.version} with {names}")
         with _protected(self.settings.store) as ruleset:
             jvm = Jvm(
                 torchserve.command(self.models, folder=self.folder, java=java),
@@ -235,7 +236,7 @@ class _Service:
             try:
                 delete_old(self.settings.doubtful)
             except OSError as error:
-                _say(f"old doubtful images could not be deleted: {error}")
+                say(f"old doubtful images could not be deleted: {error}")
             self.delete_at = time.monotonic() + DELETE_SECONDS
         if gateway is not None:
             gateway.watch()
@@ -274,8 +275,8 @@ class _Service:
         scheme = "https" if gateway and gateway.certificate else "http"
         for model in self.models:
             url = f"{scheme}://{host}:{self.settings.inference_port}/predictions/{model.name}"
-            _say(f"ready in {seconds:.1f} s: {model} -> {url}")
-        _say(f"ops http://{host}:{self.settings.ops_port}/metrics")
+            say(f"ready in {seconds:.1f} s: {model} -> {url}")
+        say(f"ops http://{host}:{self.settings.ops_port}/metrics")
 
 
 def _behind_gateway(settings: ServeSettings, *, port: int) -> ServeSettings:
@@ -308,7 +309,7 @@ def _protected(store: Path) -> Iterator[int | None]:
     """By which TorchServe and its workers cannot write to the store."""
     ruleset = landlock.protect(store)
     if ruleset is None:
-        _say("this system has no Landlock (Linux 6.2): nothing but file permissions keeps workers from the model store")
+        say("this system has no Landlock (Linux 6.2): nothing but file permissions keeps workers from the model store")
     try:
         yield ruleset
     finally:
@@ -330,7 +331,3 @@ def _listening(option: str, host: str, port: int) -> Iterator[None]:
 
 def _with_tail(sentence: str, jvm: Jvm) -> str:
     return f"{sentence}; its last lines were:\n{jvm.tail}"
-
-
-def _say(line: str) -> None:
-    print(f"segserve: {line}", flush=True)

@@ -1,10 +1,28 @@
+import errno
+import io
 import os
+import sys
 import threading
 
 import pytest
 
 from handlers import output
 from tests.system.toy_service import until
+
+
+class FullDisk(io.StringIO):
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_line_that_cannot_be_written_ends_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", FullDisk())
+        output.say("draining")
+    output.say("stopped")
+    assert capsys.readouterr().out == "segserve: stopped\n"
 
 
 def test_a_log_that_nobody_reads_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
