@@ -20,6 +20,8 @@ from segserve.spec import Plan
 from segserve.whole import write_whole
 
 MODEL_VERSION = "offline"
+SAMPLES_AT_ONCE = 3 * 2**23
+"""Of images that are predicted together, red, green and blue counted apart: one of 100 megapixels is alone."""
 
 Name = TypeVar("Name")
 
@@ -78,7 +80,7 @@ def _check_apart(images: Sequence[Path], out: Path) -> None:
 def answers(
     names: Sequence[Name], read: Callable[[Name], bytes], *, artifact: Artifact, predictor: Predictor, tta: Plan
 ) -> Iterator[tuple[Name, Mapping[str, bytes] | str]]:
-    """Predict one batch.
+    """Predict one batch, large images in smaller ones.
 
     Args:
         names: of the images.
@@ -96,6 +98,15 @@ def answers(
             queries[name] = Query(image_HWC=decode_image(read(name)), tta=tta)
         except (Problem, OSError) as error:
             yield name, str(error)
+        if sum(query.image_HWC.size for query in queries.values()) >= SAMPLES_AT_ONCE:
+            yield from _answered(queries, artifact=artifact, predictor=predictor)
+            queries = {}
+    yield from _answered(queries, artifact=artifact, predictor=predictor)
+
+
+def _answered(
+    queries: Mapping[Name, Query], *, artifact: Artifact, predictor: Predictor
+) -> Iterator[tuple[Name, Mapping[str, bytes] | str]]:
     clock = StageClock()
     outcomes = predictor.attempt(list(queries.values()), clock=clock)
     for (name, query), outcome in zip(queries.items(), outcomes, strict=True):

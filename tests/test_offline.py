@@ -1,12 +1,18 @@
 """`segserve predict`, on files."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from cli import main
+from segserve import offline
 from segserve.artifact import Artifact
+from segserve.clock import StageClock
+from segserve.offline import load_predictor, predict_files
+from segserve.prediction import Prediction, Query
+from segserve.predictor import SegmentationPredictor
 from tests.conftest import random_image
 
 
@@ -22,3 +28,27 @@ def test_an_answer_never_takes_an_images_place(
     assert f"would take the place of {paths[0 if name == 'a.png' else 1]}: change --out" in capsys.readouterr().err
     assert [path.read_bytes() for path in paths] == before
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in paths)
+
+
+def test_large_images_are_not_all_held_at_once(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = []
+    attempt = SegmentationPredictor.attempt
+
+    def attempts(
+        self: SegmentationPredictor, queries: Sequence[Query], *, clock: StageClock
+    ) -> Sequence[Prediction | Exception]:
+        together.append(len(queries))
+        return attempt(self, queries, clock=clock)
+
+    loaded, predictor = load_predictor(artifact.path)
+    monkeypatch.setattr(SegmentationPredictor, "attempt", attempts)
+    monkeypatch.setattr(offline, "SAMPLES_AT_ONCE", 3 * 2000)
+    images = [tmp_path / f"{index}.png" for index in range(5)]
+    for image, side in zip(images, (50, 30, 30, 50, 10), strict=True):
+        Image.fromarray(random_image(side, side)).save(image)
+    done = dict(predict_files(images, artifact=loaded, predictor=predictor, out=tmp_path / "out"))
+    assert done == dict.fromkeys(images)
+    assert [count for count in together if count] == [1, 3, 1]
+    assert len(list((tmp_path / "out").glob("*.json"))) == 5
