@@ -10,7 +10,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import pytest
 import torch
@@ -176,16 +176,17 @@ def _train_apart(recipe: Recipe, run_dir: Path, ends: Ends | None) -> None:
     torch.set_num_threads(1)
     steps = itertools.count()
 
-    def end(path: Path | None = None) -> None:
-        if path:
-            path.write_bytes(b"half a check")
+    def end(file: IO[bytes] | None = None) -> None:
+        if file:
+            file.write(b"half a check")
+            file.flush()
         os.kill(os.getpid(), signal.SIGTERM if ends and ends[1] == "asked to stop" else signal.SIGKILL)
 
     class Ending(Objective):
         def __call__(self, logits: Any, truths: Tensor, *, progress: float) -> Tensor:
             if ends and next(steps) == ends[0]:
                 if ends[1] == "killed while saving":
-                    torch.save = lambda table, path: end(path)  # type: ignore[assignment]
+                    torch.save = lambda table, file: end(file)  # type: ignore[assignment]
                 else:
                     end()
             return super().__call__(logits, truths, progress=progress)

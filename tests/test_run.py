@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import pytest
 import torch
@@ -55,6 +56,19 @@ def small_disk(*, size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+def test_a_checkpoint_without_room_is_said_in_a_sentence_and_the_last_one_stays(
+    tmp_path: Path, spec: ModelSpec
+) -> None:
+    run = Run(tmp_path)
+    run.save(_checkpoint(spec, epochs=1))
+    large = replace(_checkpoint(spec, epochs=2), network={"weight": torch.zeros(100_000)})
+    with small_disk(size=50_000), pytest.raises(RuntimeError, match=r"expected room for .*checkpoint\.pt, but .*there"):
+        run.save(large)
+    found = run.load()
+    assert found is not None and len(found.history) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
 def test_a_third_without_room_is_an_error_of_the_disk(tmp_path: Path) -> None:
     with small_disk(size=50_000), pytest.raises(OSError, match="File too large"):
         Run(tmp_path).save_third(THIRDS[0], {"weight": torch.zeros(100_000)})
@@ -87,8 +101,8 @@ def test_a_save_that_dies_leaves_the_last_checkpoint(
     run = Run(tmp_path)
     run.save(_checkpoint(spec, epochs=1))
 
-    def dies(table: object, path: Path) -> None:
-        path.write_bytes(b"half a check")
+    def dies(table: object, file: IO[bytes]) -> None:
+        file.write(b"half a check")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

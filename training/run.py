@@ -139,7 +139,21 @@ class Run:
             "history": [entry.model_dump_json() for entry in checkpoint.history],
         }
         with self._replacing(CHECKPOINT) as temporary:
-            torch.save(table, temporary)
+            self._save(table, temporary)
+
+    def _save(self, table: Mapping[str, Any], temporary: Path) -> None:
+        """As torch.save, which hides what the system says of a full disk behind words of its own."""
+        try:
+            with temporary.open("wb") as file:
+                torch.save(table, file)
+        except (OSError, RuntimeError) as error:
+            cause = error if isinstance(error, OSError) else error.__context__
+            if not isinstance(cause, OSError):
+                raise
+            raise RuntimeError(
+                f"expected room for {self.path / CHECKPOINT}, but got: {cause.strerror}; make room there, and give the "
+                "same command again: the last checkpoint is as it was"
+            ) from error
 
     def save_third(self, name: str, averaged: Mapping[str, Tensor]) -> None:
         """Keep the moving average as it is after a third of the epochs, in one of `THIRDS`."""
