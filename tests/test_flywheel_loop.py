@@ -80,6 +80,7 @@ def test_what_the_first_round_needs_is_looked_at_before_the_training(
     for arguments, sentence in (
         (["nowhere"], "expected a folder of images, but nowhere is none"),
         (["empty"], "expected a folder of images, but empty has none"),
+        (["set/images/train", "--out", "set/images/train/a"], "expected a place outside of set/images/train, where a"),
         (["set/images/train"], "expected at least 8 held-out labelled images to fit the thresholds on, but got 7"),
         (["set/images/train", "--split", "test"], "to have images in split 'test'"),
         (["set/images/train", "--held-out", "other"], "expected held-out images with the classes ['background', "),

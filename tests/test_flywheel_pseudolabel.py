@@ -273,6 +273,13 @@ def test_stability_is_the_agreement_with_the_thirds(artifact: Artifact, tmp_path
     assert seen.scores["stability"] == 1, "the thirds are the whole here"
 
 
+def test_a_round_among_its_own_images_is_refused(artifact: Artifact, labelled: Dataset, tmp_path: Path) -> None:
+    Image.fromarray(random_image(40, 48)).save(tmp_path / "new.png")
+    with pytest.raises(ValueError, match=r"expected a place outside of .*, but got .*round-1: give another --out"):
+        pseudolabel(labeller(artifact), tmp_path, tmp_path / "round-1", held_out=labelled)
+    assert [path.name for path in tmp_path.iterdir()] == ["new.png"]
+
+
 def test_stability_is_not_asked_of_another_training(artifact: Artifact, recipe: Recipe, tmp_path: Path) -> None:
     provenance = artifact.spec.provenance.model_copy(update={"recipe": recipe.model_dump(mode="json")})
     own = replace(artifact, spec=artifact.spec.model_copy(update={"provenance": provenance}))

@@ -30,7 +30,7 @@ from training.flywheel.progress import (
     result_of,
     write_steps,
 )
-from training.flywheel.pseudolabel import PIXELS, Labeller, image_files, pseudolabel
+from training.flywheel.pseudolabel import PIXELS, Labeller, check_apart, image_files, pseudolabel
 from training.flywheel.review import write_review
 from training.flywheel.round import Round
 from training.flywheel.triage import PixelRule, Selection, check_held_out
@@ -78,6 +78,7 @@ def run_loop(loop: Loop, out: Path, *, rounds: int) -> list[Step]:
     dataset = open_dataset(loop.recipe.data.root, loop.recipe.task, layout=loop.recipe.data.layout)
     # The training comes before the round that needs them.
     image_files(loop.images)
+    check_apart(loop.images, out)
     check_held_out(loop.held_out, loop.split, dataset.classes)
     steps: list[Step] = []
     reason: str | None = None

@@ -137,9 +137,11 @@ def pseudolabel(
         label: does the labelling, in this process or elsewhere.
 
     Raises:
-        ValueError: there is nothing to label, or the folder holds another round, or as of `fit_thresholds`.
+        ValueError: there is nothing to label, or the folder holds another round or lies among the images, or as of
+            `fit_thresholds`.
     """
     files = image_files(images)
+    check_apart(images, out)
     found = Round(out)
     _begin(labeller, images, found, held_out=held_out, split=split, previous=previous)
     found.append(_copies(found, files, held_out, split))
@@ -191,6 +193,15 @@ def image_files(folder: Path) -> list[Path]:
             raise ValueError(f"expected images with different names, but got {seen[path.stem]} and {path}: rename one")
         seen[path.stem] = path
     return files
+
+
+def check_apart(images: Path, out: Path) -> None:
+    """A ValueError where what is written would be among the images at the next look."""
+    if out.resolve().is_relative_to(images.resolve()):
+        raise ValueError(
+            f"expected a place outside of {images}, where a round's images would count as unlabelled ones, but got "
+            f"{out}: give another --out"
+        )
 
 
 def _begin(
