@@ -157,7 +157,7 @@ def test_a_wrong_table_of_labels_is_refused(write: Write, text: str, sentence: s
 
 
 def test_a_missing_folder_table_or_split_is_refused(write: Write, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="none is not a folder"):
+    with pytest.raises(ValueError, match="none is not a folder: correct its path"):
         open_dataset(tmp_path / "none", "segmentation")
     with pytest.raises(ValueError, match=r"expected .*classes.json, which names the classes, but it is missing"):
         open_dataset(tmp_path, "segmentation")

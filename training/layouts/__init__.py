@@ -43,7 +43,7 @@ def open_dataset(root: Path, task: Task, *, layout: Layout = "folder") -> Datase
         ValueError: there is no data set of this kind; lesser faults are in the result's `complaints`.
     """
     if not root.is_dir():
-        raise ValueError(f"expected a data set, but {root} is not a folder: correct data.root")
+        raise ValueError(f"expected a data set, but {root} is not a folder: correct its path")
     if layout not in OPENERS:
         raise ValueError(f"expected the layout to be {', '.join(OPENERS)}, but got {layout!r}: give one of them")
     if task == "classification" and layout not in WITH_LABELS:
