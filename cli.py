@@ -408,7 +408,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_training(commands: Commands) -> None:
     lint = _add(commands, "lint", _lint, "check a data set before training")
-    lint.add_argument("dataset", type=Path, metavar="DATASET")
+    lint.add_argument("dataset", type=Path, metavar="DATASET", help="its folder")
     lint.add_argument("--layout", default="folder", help="how it lies on disk, such as coco: docs/datasets.md")
     lint.add_argument("--html", type=Path, metavar="FILE", help="write a page with pictures there")
     lint.add_argument("--json", type=Path, metavar="FILE", help="write the findings there")
@@ -432,9 +432,9 @@ def _add_training(commands: Commands) -> None:
     evaluate.add_argument("artifact", type=Path, metavar="ARTIFACT")
     evaluate.add_argument("dataset", type=Path, metavar="DATASET")
     evaluate.add_argument("--layout", default="folder", help="how it lies on disk, such as coco: docs/datasets.md")
-    evaluate.add_argument("--split", default="val")
-    evaluate.add_argument("--tta", choices=get_args(Plan), default="none")
-    evaluate.add_argument("--aggregate", choices=get_args(Aggregate), default="mean")
+    evaluate.add_argument("--split", default="val", help="default: val; looks at test are counted: docs/training.md")
+    evaluate.add_argument("--tta", choices=get_args(Plan), default="none", help="views of each image; default: none")
+    evaluate.add_argument("--aggregate", choices=get_args(Aggregate), default="mean", help="of views; default: mean")
     choices = ("auto", "torch", *get_args(EngineName))
     evaluate.add_argument("--engine", choices=choices, help="another than the one that would serve it here")
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the scores there, too")
@@ -442,7 +442,7 @@ def _add_training(commands: Commands) -> None:
 
     export = _add(commands, "export", _export, "run -> artifact; or an artifact's engine")
     export.add_argument("run", type=Path, metavar="RUN", help="or an artifact, to give it an engine")
-    export.add_argument("--out", type=Path, required=True, metavar="ARTIFACT")
+    export.add_argument("--out", type=Path, required=True, metavar="ARTIFACT", help="an artifact there is replaced")
     export.add_argument("--no-calibration", action="store_true", help="keep temperature 1 instead of fitting it on val")
     engines = ("torch", *get_args(EngineName))
     export.add_argument("--engine", choices=engines, default="torch", help="for the CPU, beside torch; docs/engines.md")
@@ -493,15 +493,15 @@ def _add_selection(parser: argparse.ArgumentParser, *, score: str) -> None:
     parser.add_argument("--score", default=score, help=f"what decides ({score}); docs/flywheel.md")
     parser.add_argument("--precision", type=float, default=0.9, help="share of the accepted masks that must be good")
     parser.add_argument("--good-iou", type=float, metavar="IOU", help="of a good mask; default: 3 of 4 held-out ones")
-    parser.add_argument("--border", type=float, default=2.0, metavar="PIXELS", help="beside borders that are left out")
+    parser.add_argument("--border", type=float, default=2.0, metavar="PIXELS", help="beside borders, not trained on")
 
 
 def _add_serving(commands: Commands) -> None:
-    package = _add(commands, "package", _package, "artifact -> NAME.mar")
+    package = _add(commands, "package", _package, "artifact -> NAME.mar in the store")
     package.add_argument("artifact", type=Path, metavar="ARTIFACT")
     package.add_argument("--name", help="default: the artifact's own")
-    package.add_argument("--version", default="1.0")
-    package.add_argument("--store", type=Path, default=Path("model_store"))
+    package.add_argument("--version", default="1.0", help="default: 1.0; another one for `segserve deploy`")
+    package.add_argument("--store", type=Path, default=Path("model_store"), help="default: model_store")
 
     tune = _add(
         commands, "tune", _tune, "find the serving settings for a latency target, and keep them in the artifact"
@@ -513,8 +513,8 @@ def _add_serving(commands: Commands) -> None:
     predict = _add(commands, "predict", _predict, "predict images offline, by the same code path as the service")
     predict.add_argument("artifact", type=Path, metavar="ARTIFACT")
     predict.add_argument("images", nargs="+", metavar="IMAGE")
-    predict.add_argument("--out", required=True, metavar="DIR")
-    predict.add_argument("--tta", choices=get_args(Plan), default="none")
+    predict.add_argument("--out", required=True, metavar="DIR", help="gets NAME.png, of masks, and NAME.json")
+    predict.add_argument("--tta", choices=get_args(Plan), default="none", help="views of each image; default: none")
     predict.add_argument(
         "--ray",
         type=int,
@@ -523,12 +523,12 @@ def _add_serving(commands: Commands) -> None:
     )
 
     serve = _add(commands, "serve", _serve, "start the service and stay until it is told to stop")
-    serve.add_argument("--store", type=Path, default=Path("model_store"))
+    serve.add_argument("--store", type=Path, default=Path("model_store"), help="a folder; default: model_store")
     serve.add_argument("--models", default="", metavar="a.mar,b.mar", help="default: every archive in the store")
-    serve.add_argument("--inference-port", type=int, default=8080)
-    serve.add_argument("--management-port", type=int, default=8081)
-    serve.add_argument("--ops-port", type=int, default=8082)
-    serve.add_argument("--host", default="127.0.0.1")
+    serve.add_argument("--inference-port", type=int, default=8080, help="for clients; default: 8080")
+    serve.add_argument("--management-port", type=int, default=8081, help="on loopback, whatever --host; default: 8081")
+    serve.add_argument("--ops-port", type=int, default=8082, help="/metrics, /ready, /live; default: 8082")
+    serve.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in; default: 127.0.0.1")
     serve.add_argument(
         "--gateway",
         nargs="?",
