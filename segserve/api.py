@@ -45,9 +45,9 @@ class Options(Settings):
     masks: Literal["rle", "polygons", "png", "none"] = "rle"
     """How JSON answers, COCO included, hold the masks."""
     tta: Plan = "none"
-    """Views of test-time augmentation, see `segserve.tta`."""
+    """Views of test-time augmentation: flips, quarter turns and sizes of the image, that are predicted, too."""
     aggregate: Aggregate = "mean"
-    """How the views' answers are joined, see `segserve.tta`."""
+    """How the views' answers are joined: `mean` of the probabilities, of `logits`, their `max`, or a `vote`."""
     measure: Measure = "entropy"
     """What `render=uncertainty` shows."""
     classes: tuple[str, ...] = Field(default=(), fail_fast=True)
@@ -307,7 +307,7 @@ class PngMask(BaseModel):
 
 
 class Uncertainty(BaseModel):
-    """0 to 1 each: means over the pixels, see `segserve.tta`."""
+    """0 to 1 each, means over the pixels: the entropy, how much the views of `tta` disagree, how often they agree."""
 
     mean_entropy: float
     mutual_information: float

@@ -1,6 +1,8 @@
 """Running out of memory, and giving back what is not needed now."""
 
 import ctypes
+import os
+from pathlib import Path
 
 import torch
 
@@ -11,6 +13,19 @@ OUT_OF_MEMORY_WORDS = (
     "bad_alloc",
     "CUDA error: out of memory",
 )
+
+LIMIT = Path("/sys/fs/cgroup/memory.max")
+"""Of a control group of version 2, in bytes, https://docs.kernel.org/admin-guide/cgroup-v2.html."""
+
+
+def machine_memory(limit: Path = LIMIT) -> int:
+    """Bytes that there are, used or not: the machine's, or fewer where a container may have only those."""
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        most = limit.read_text().strip()
+    except FileNotFoundError:
+        return there
+    return there if most == "max" else min(there, int(most))
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -1,6 +1,7 @@
 """What happens when memory runs out: really, in a process whose address space is limited."""
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from segserve.artifact import Artifact
+from segserve.memory import machine_memory
 from segserve.prediction import Query, SegmentationPrediction
 from segserve.predictor import SegmentationPredictor
 from segserve.spec import ModelSpec
@@ -105,3 +107,14 @@ def test_the_one_that_cannot_fit_has_the_error_and_the_others_have_answers(place
     outcomes = SegmentationPredictor(spec, NarrowEngine()).attempt(queries)
     assert isinstance(outcomes.pop(place), torch.OutOfMemoryError)
     assert all(isinstance(outcome, SegmentationPrediction) for outcome in outcomes)
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(None, 8192), ("max\n", 8192), ("4096\n", 4096), ("16384\n", 8192)])
+def test_a_container_has_its_limit_and_no_more_than_the_machine(
+    limit: str | None, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 2, "SC_PAGE_SIZE": 4096}.__getitem__)
+    file = tmp_path / "memory.max"
+    if limit is not None:
+        file.write_text(limit)
+    assert machine_memory(file) == expected

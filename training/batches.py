@@ -7,7 +7,6 @@ behalf, go through worker processes. The result is the same: to the bit on the C
 Dimensions: B batch (of all ranks), b batch of one rank, C channels, K classes, H, W.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from segserve.cores import available_cores
+from segserve.memory import machine_memory
 from segserve.spec import PreprocessSpec
 from training.augment import Augment, Key, seed_of
 from training.data import load_sample
@@ -75,7 +75,7 @@ def _memory(device: torch.device) -> int:
     """Bytes there are, used or not."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return machine_memory()
 
 
 def _size(pairs: Sequence[Pair]) -> int:
