@@ -45,4 +45,4 @@ def test_what_worker_processes_load_is_timed_by_the_clock() -> None:
 def test_no_data_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "small.toml").write_text(RECIPE.format(root=tmp_path / "set"))
     assert main([str(tmp_path / "small.toml")]) == 2
-    assert "set is not a folder: correct data.root" in capsys.readouterr().err
+    assert "set is not a folder: correct its path" in capsys.readouterr().err
