@@ -177,7 +177,8 @@ def test_a_spec_from_before_windows_calibration_and_engines_means_what_it_meant(
         old["provenance"]["selected_on"],
         old["engine"],
         old["reference"],
-        old["serving"]["engine"],
+        old["serving"]["threads"],
+        old["serving"]["cuda_graphs"],
         old["serving"]["threads"],
     )
     assert ModelSpec.model_validate(old) == new
