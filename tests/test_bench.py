@@ -55,6 +55,15 @@ def test_mistakes_are_one_sentence(
     assert sentence in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("only", "titles"), [("none", 2), ("FastAPI", 4), ("", 15)])
+def test_which_peers_are_asked(only: str, titles: int, artifact: Artifact, tmp_path: Path) -> None:
+    given = bench._parser().parse_args([str(artifact.path), "--only", only])
+    bench.check(given)
+    servers = bench.servers_of(given, artifact.spec.serving, tmp_path)
+    assert len({server.title for server in servers}) == titles
+    assert [server.is_ours for server in servers] == [True, True] + [False] * (titles - 2)
+
+
 def test_without_ours_there_is_no_page_but_a_sentence(
     artifact: Artifact,
     broken: set[str],
