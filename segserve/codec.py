@@ -11,8 +11,8 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,9 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from segserve.problem import Problem
+
+Size = tuple[int, int]
+"""Height, width."""
 
 MAX_BYTES = 32 * 2**20
 MAX_PIXELS = 100_000_000
@@ -67,6 +70,12 @@ JPEG_PROCESSES = (0xC0, 0xC1, 0xC2, 0xC3)
 """Baseline, extended, progressive and lossless with Huffman codes. Arithmetic codes cannot be decoded piece by piece,
 and no decoder here knows the hierarchical ones."""
 
+JPEG_TRANSFORMS = (0xC0, 0xC1, 0xC2)
+"""Those that can be decoded at less: all but the lossless one."""
+
+JPEG_SCALES = (8, 4, 2)
+"""By which libjpeg can divide their sides."""
+
 JPEG_BLOCK = 1024
 """Bytes of a JPEG file decoded between two looks at the clock: a scan over 100 megapixels can be 100 bytes long."""
 
@@ -85,6 +94,8 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """What undoes each EXIF orientation."""
+TURNS = (UPRIGHT[5], UPRIGHT[6], UPRIGHT[7], UPRIGHT[8])
+"""Those by which height and width change places."""
 
 
 MAX_AVIF_WORK = 2 * 10**10
@@ -132,14 +143,26 @@ def _too_slow() -> Problem:
     )
 
 
+class Decoded(NamedTuple):
+    """An image, and how large it was in its file."""
+
+    image_HWC: NDArray[np.uint8]
+    """Upright RGB."""
+    sent_size: Size
+    """Height and width of the upright image in the file; those of `image_HWC`, unless it was decoded at less."""
+
+
 def decode_image(data: bytes) -> NDArray[np.uint8]:
-    """Decode an image file's first frame.
+    """Decode an image file's first frame: upright RGB, (H, W, 3) uint8; for the rest see `decode_scaled`."""
+    return decode_scaled(data, needed=lambda size: size).image_HWC
+
+
+def decode_scaled(data: bytes, *, needed: Callable[[Size], Size]) -> Decoded:
+    """Decode an image file's first frame, a JPEG at a half, a quarter or an eighth where that is still enough.
 
     Args:
         data: the file. Its type is told from the bytes.
-
-    Returns:
-        Upright RGB, (H, W, 3) uint8.
+        needed: from the image's height and width to the least that the decoded one must have, likewise.
 
     Raises:
         Problem: `bad-body` (empty), `too-large` (bytes, pixels or time), `unsupported-type` or `undecodable`.
@@ -150,7 +173,12 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
         raise Problem("too-large", f"expected at most {MAX_BYTES} bytes, but got {len(data)}: send a smaller file")
     with _open(data) as image:
         try:
-            return np.asarray(_upright(image, _load(image, data)))
+            stored = image.height, image.width
+            is_scaled = _scale(image, data, needed(stored))
+            pixels_HWC = np.asarray(_upright(image, _load(image, data)))
+            if not is_scaled:
+                return Decoded(pixels_HWC, (pixels_HWC.shape[0], pixels_HWC.shape[1]))
+            return Decoded(pixels_HWC, stored[::-1] if _method(image) in TURNS else stored)
         except (Problem, MemoryError):
             raise
         except Exception as error:  # Pillow's readers raise nearly anything on broken files
@@ -242,15 +270,20 @@ def _check_tiff_work(image: TiffImageFile) -> None:
 
 
 def _check_jpeg_process(image: JpegImageFile, data: bytes) -> None:
+    process = _jpeg_process(image, data)
+    if process is not None and process not in JPEG_PROCESSES:
+        raise Problem(
+            "unsupported-type",
+            f"expected a baseline, progressive or lossless JPEG with Huffman codes, but got SOF{process - 0xC0}: "
+            "save it as baseline",
+        )
+
+
+def _jpeg_process(image: JpegImageFile, data: bytes) -> int | None:
     """Pillow's reader has read the start of frame, but does not tell which it was."""
     frame = struct.pack(">HBHHB", 8 + 3 * image.layers, image.bits, image.height, image.width, image.layers)
     found = re.search(rb"\xff([\xc0-\xcf])" + re.escape(frame), data)
-    if found and found[1][0] not in JPEG_PROCESSES:
-        raise Problem(
-            "unsupported-type",
-            f"expected a baseline, progressive or lossless JPEG with Huffman codes, but got SOF{found[1][0] - 0xC0}: "
-            "save it as baseline",
-        )
+    return found[1][0] if found else None
 
 
 def _in_whole_tiles(pixels: int, tile: int | None) -> int:
@@ -312,10 +345,30 @@ def _without_16_bit_key(image: PngImageFile, data: bytes) -> Image.Image:
     return Image.fromarray(upper_HWC)
 
 
+def _scale(image: ImageFile.ImageFile, data: bytes, needed: Size) -> bool:
+    """Have libjpeg decode at less, from fewer coefficients, where that is enough; whether it does.
+
+    Only by what divides both sides: else the last column, or row, would stand for more than the image has.
+    """
+    if not isinstance(image, JpegImageFile):
+        return False
+    sides = list(zip(image.size, needed[::-1], strict=True))
+    fitting = (each for each in JPEG_SCALES if all(side % each == 0 and side >= each * least for side, least in sides))
+    scale = next(fitting, 1)
+    if scale == 1 or _jpeg_process(image, data) not in JPEG_TRANSFORMS:
+        return False
+    image.draft(None, (image.width // scale, image.height // scale))
+    return True
+
+
 def _upright(image: Image.Image, pixels: Image.Image) -> Image.Image:
     """As the camera was held. Unlike Pillow's `exif_transpose` this writes no EXIF, which fails on broken tags."""
-    method = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))  # Pillow turns TIFF itself while loading
+    method = _method(image)
     return pixels if method is None else pixels.transpose(method)
+
+
+def _method(image: Image.Image) -> Image.Transpose | None:
+    return UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))  # Pillow turns TIFF itself while loading
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

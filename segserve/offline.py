@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,10 +11,11 @@ from segserve.api import Options
 from segserve.artifact import Artifact, check_example, load_artifact
 from segserve.choice import build_engine
 from segserve.clock import StageClock
-from segserve.codec import decode_image
+from segserve.codec import decode_scaled
 from segserve.engines.torch_engine import best_device
 from segserve.prediction import Prediction, Query
 from segserve.predictor import Predictor, build_predictor
+from segserve.preprocess import needed_size
 from segserve.problem import Problem
 from segserve.render import Asked, render
 from segserve.spec import Plan
@@ -95,7 +97,8 @@ def answers(
     queries: dict[Name, Query] = {}
     for name in names:
         try:
-            queries[name] = Query(image_HWC=decode_image(read(name)), tta=tta)
+            decoded = decode_scaled(read(name), needed=partial(needed_size, spec=artifact.spec.preprocess))
+            queries[name] = Query(image_HWC=decoded.image_HWC, sent_size=decoded.sent_size, tta=tta)
         except (Problem, OSError) as error:
             yield name, str(error)
         if sum(query.image_HWC.size for query in queries.values()) >= SAMPLES_AT_ONCE:
@@ -124,6 +127,7 @@ def _files(prediction: Prediction, query: Query, artifact: Artifact, batch_clock
     forms = ("png", "json") if artifact.spec.task == "segmentation" else ("json",)
     files = {}
     for form in forms:
-        asked = Asked(image_HWC=query.image_HWC, options=Options(format=form, tta=query.tta))  # type: ignore[arg-type]
+        options = Options(format=form, tta=query.tta)  # type: ignore[arg-type]
+        asked = Asked(image_HWC=query.image_HWC, sent_size=query.sent_size, options=options)
         _, files[f".{form}"] = render(prediction, asked, spec=artifact.spec, model=model, clock=clock)
     return files

@@ -19,6 +19,9 @@ class Query:
 
     image_HWC: NDArray[np.uint8]
     """Upright RGB, (H, W, 3)."""
+    sent_size: tuple[int, int] | None = None
+    """Height and width of what was sent, in whose pixels the answer is, where the image was decoded at less; not for
+    images that the network sees in windows."""
     tta: Plan = "none"
     aggregate: Aggregate = "mean"
     maps: tuple[Measure, ...] = ()
@@ -30,8 +33,8 @@ class Query:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the image."""
-        return self.image_HWC.shape[0], self.image_HWC.shape[1]
+        """Height and width of the image as it was sent."""
+        return self.sent_size or (self.image_HWC.shape[0], self.image_HWC.shape[1])
 
 
 @dataclass(frozen=True, kw_only=True)

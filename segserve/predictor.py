@@ -109,10 +109,10 @@ class ImagePredictor(Generic[P]):
     def _predict_together(self, queries: Sequence[Query], clock: StageClock) -> list[P | Exception]:
         raise NotImplementedError
 
-    def _working_image(self, image_HWC: NDArray[np.uint8]) -> Tensor:
+    def _working_image(self, image_HWC: NDArray[np.uint8], size: Size) -> Tensor:
+        """The network's input for an image, or a window, of `size`."""
         image_CHW = to_tensor(image_HWC).to(self.engine.device)
-        size = working_size(_size(image_CHW), self.spec.preprocess)
-        return normalise(resize_image(image_CHW, size), self.spec.preprocess)
+        return normalise(resize_image(image_CHW, working_size(size, self.spec.preprocess)), self.spec.preprocess)
 
     def _scores(
         self, images: Sequence[Tensor], queries: Sequence[Query], *, stride: int, clock: StageClock
@@ -196,7 +196,7 @@ class SegmentationPredictor(ImagePredictor[SegmentationPrediction]):
         answers: list[SegmentationPrediction | Exception] = []
         for group in self._affordable(queries):
             with clock("preprocess"):
-                images = [self._working_image(query.image_HWC) for query in group]
+                images = [self._working_image(query.image_HWC, query.size) for query in group]
             scores = self._scores(images, group, stride=STRIDE, clock=clock)
             answers += [
                 scores_VKHW if isinstance(scores_VKHW, Exception) else self._finish(query, scores_VKHW, clock)
@@ -258,10 +258,8 @@ class SegmentationPredictor(ImagePredictor[SegmentationPrediction]):
         for first in range(0, len(columns), at_once):
             group = columns[first : first + at_once]
             with clock("preprocess"):
-                images = [
-                    self._working_image(query.image_HWC[row.start : row.stop, column.start : column.stop])
-                    for column in group
-                ]
+                windows = [query.image_HWC[row.start : row.stop, column.start : column.stop] for column in group]
+                images = [self._working_image(window_HWC, window_HWC.shape[:2]) for window_HWC in windows]
             for scores_VKHW in self._scores(images, [query] * len(group), stride=STRIDE, clock=clock):
                 if isinstance(scores_VKHW, TimeoutError):
                     return
@@ -278,7 +276,7 @@ class ClassificationPredictor(ImagePredictor[ClassificationPrediction]):
         self, queries: Sequence[Query], clock: StageClock
     ) -> list[ClassificationPrediction | Exception]:
         with clock("preprocess"):
-            images = [self._working_image(query.image_HWC) for query in queries]
+            images = [self._working_image(query.image_HWC, query.size) for query in queries]
         # Global average pooling would see padding, so that only images of one size share a batch.
         scores = self._scores(images, queries, stride=1, clock=clock)
         with clock("tta"):

@@ -34,6 +34,11 @@ def working_size(size: Size, spec: Sizing) -> Size:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
+def needed_size(size: Size, spec: Sizing) -> Size:
+    """The least size at which an image of `size` may be decoded."""
+    return working_size(size, spec) if spec.scaled_jpeg else size
+
+
 def to_tensor(image_HWC: NDArray[np.uint8]) -> Tensor:
     """(H, W, 3) uint8 array to (3, H, W) uint8 tensor."""
     return torch.tensor(np.ascontiguousarray(image_HWC)).permute(2, 0, 1)

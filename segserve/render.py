@@ -39,8 +39,15 @@ class Asked:
     """One image, and what was asked about it."""
 
     image_HWC: NDArray[np.uint8]
-    """Upright RGB, (H, W, 3)."""
+    """Upright RGB, (H, W, 3); whole where an overlay is asked for."""
+    sent_size: tuple[int, int] | None = None
+    """Height and width of what was sent, where the image was decoded at less."""
     options: Options
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the image as it was sent."""
+        return self.sent_size or (self.image_HWC.shape[0], self.image_HWC.shape[1])
 
 
 def render(
@@ -110,7 +117,7 @@ def _label_part(
     with clock("encode"):
         if form == "hf":
             return labels_part(labels(prediction, asked.options, spec))
-        height, width = asked.image_HWC.shape[:2]
+        height, width = asked.size
         image = api.ImageInfo(width=width, height=height)
         answer = labels_answer(prediction, asked.options, image, spec=spec, model=model)
     answer.timings_ms = clock.milliseconds()

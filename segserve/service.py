@@ -4,6 +4,7 @@ Knows HTTP bodies and options but no server: TorchServe's adapter, the offline c
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import cast
 import numpy as np
 
 from segserve import api, codec, metrics
-from segserve.api import Request, Response
+from segserve.api import Options, Request, Response
 from segserve.artifact import Artifact
 from segserve.clock import StageClock
 from segserve.device import DeviceLost
@@ -25,6 +26,7 @@ from segserve.log import LONGEST_ID
 from segserve.memory import is_out_of_memory
 from segserve.prediction import Prediction, Query, SegmentationPrediction
 from segserve.predictor import Predictor
+from segserve.preprocess import needed_size
 from segserve.problem import TITLE, Problem
 from segserve.quarantine import Quarantine
 from segserve.render import Asked, render
@@ -163,10 +165,15 @@ class Service:
         data, options = api.parse_request(request)
         self._check_classes(options.classes)
         with self.quarantine.decoding(data) if self.quarantine else nullcontext():
-            image_HWC = codec.decode_image(data)
-        asked = Asked(image_HWC=image_HWC, options=options)
+            decoded = codec.decode_scaled(data, needed=lambda size: self._needed(size, options))
+        asked = Asked(image_HWC=decoded.image_HWC, sent_size=decoded.sent_size, options=options)
         self._check_probabilities(asked)
         return asked
+
+    def _needed(self, size: tuple[int, int], options: Options) -> tuple[int, int]:
+        """At which size to decode an image: whole, where somebody is to see it."""
+        is_seen = "overlay" in options.render or self.doubtful is not None
+        return size if is_seen else needed_size(size, self.spec.preprocess)
 
     def _check_classes(self, names: Sequence[str]) -> None:
         unknown = [name for name in names if name not in self.spec.class_names]
@@ -178,7 +185,7 @@ class Service:
         """Refuse an answer that is too large before any work is done for it, where its size is known."""
         if "npz" not in asked.options.format or self.spec.task != "segmentation":
             return
-        num_values = self.spec.num_classes * asked.image_HWC[..., 0].size
+        num_values = self.spec.num_classes * math.prod(asked.size)
         num_bytes = num_values * np.dtype(asked.options.precision).itemsize
         if num_bytes > MAX_ANSWER_BYTES:
             raise Problem(
@@ -282,7 +289,7 @@ class Service:
             for stage in item.clock.seconds.keys() & {"decode", "encode"}:
                 metrics.STAGE_SECONDS.labels(self.model.name, stage).observe(item.clock.seconds[stage])
             for query in item.queries:
-                megapixels = query.image_HWC[..., 0].size / 1e6
+                megapixels = math.prod(query.size) / 1e6
                 metrics.IMAGE_MEGAPIXELS.labels(self.model.name).observe(megapixels)
             if _outcome(item) == "ok":
                 self._record_answers(item)
@@ -373,6 +380,7 @@ def _queries(asked: Asked | Inference, *, arrived: float, max_seconds: int) -> S
     shows_map = "uncertainty" in options.render and (not options.format or "png" in options.format)
     query = Query(
         image_HWC=asked.image_HWC,
+        sent_size=asked.sent_size,
         tta=options.tta,
         aggregate=options.aggregate,
         maps=(options.measure,) if shows_map else (),

@@ -104,6 +104,9 @@ class Sizing(Settings):
     """Pixels of the longer side at which the network sees the image; the shorter side keeps the aspect ratio."""
     overlap: int = Field(default=0, ge=0)
     """Least pixels that neighbouring windows share; only with `resize = "never"`."""
+    scaled_jpeg: bool = False
+    """JPEG files that are to be made smaller are decoded at a half, a quarter or an eighth of their size where that is
+    still enough; not where the answer shows the image."""
 
     @model_validator(mode="after")
     def _overlap_fits(self) -> Self:

@@ -27,7 +27,7 @@ from segserve import codec
 from segserve.api import Request, Response
 from segserve.artifact import Artifact
 from segserve.clock import StageClock
-from segserve.codec import decode_image
+from segserve.codec import Decoded, decode_scaled
 from segserve.engines.torch_engine import TorchEngine
 from segserve.png import NO_CLASS
 from segserve.prediction import Query, SegmentationPrediction
@@ -404,14 +404,14 @@ def test_an_image_that_fails_alone_fails_only_itself(
 @pytest.mark.parametrize(
     ("name", "is_hit"),
     [
-        ("codec.decode_image", lambda data: data == png(IMAGES[0])),
+        ("codec.decode_scaled", lambda data: data == png(IMAGES[0])),
         ("render", lambda prediction: prediction.mask_HW.shape == IMAGES[0].shape[:2]),
     ],
 )
 def test_a_fault_of_decoding_or_encoding_is_one_items_own(
     name: str, is_hit: Any, error: Exception, status: int, toy: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = decode_image if name == "codec.decode_image" else render
+    real = decode_scaled if name == "codec.decode_scaled" else render
 
     def fails_once(first: Any, *arguments: Any, **options: Any) -> Any:
         if is_hit(first):
@@ -442,11 +442,11 @@ def test_a_service_that_is_not_ready_says_when_to_come_back(artifact: Artifact) 
 
 
 def test_a_passed_deadline_is_504_for_its_item_only(toy: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    def slow(data: bytes) -> NDArray[np.uint8]:
+    def slow(data: bytes, **options: Any) -> Decoded:
         time.sleep(0.02)
-        return decode_image(data)
+        return decode_scaled(data, **options)
 
-    monkeypatch.setattr("segserve.service.codec.decode_image", slow)
+    monkeypatch.setattr("segserve.service.codec.decode_scaled", slow)
     hasty, patient, eternal = toy.handle([request(RED, deadline_ms=deadline) for deadline in (1, 60_000, 86_400_000)])
     assert "expected the network to begin its last pass before the deadline" in document(hasty, 504)["detail"]
     assert (patient.status, eternal.status) == (200, 200)

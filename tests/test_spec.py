@@ -25,6 +25,7 @@ GOLDEN = {
         "resize": "always",
         "working_side": 512,
         "overlap": 0,
+        "scaled_jpeg": False,
         "mean": [0.485, 0.456, 0.406],
         "std": [0.229, 0.224, 0.225],
     },
@@ -91,7 +92,9 @@ def test_a_spec_survives_its_json() -> None:
 
 def test_what_may_be_left_out() -> None:
     short = {name: GOLDEN[name] for name in ("name", "task", "classes", "provenance")}
-    preprocess = {name: value for name, value in GOLDEN["preprocess"].items() if name not in ("resize", "overlap")}
+    preprocess = {
+        name: value for name, value in GOLDEN["preprocess"].items() if name in ("working_side", "mean", "std")
+    }
     spec = ModelSpec.model_validate({**short, "network": {}, "preprocess": preprocess})
     assert spec.model_dump(mode="json") == {
         **GOLDEN,
@@ -172,14 +175,19 @@ def test_a_deviation_that_cannot_be_divided_by_is_refused(value: float) -> None:
 def test_a_spec_from_before_windows_calibration_and_engines_means_what_it_meant() -> None:
     old = changed("engine", None)
     new = ModelSpec.model_validate(old)
-    del old["calibration"], old["preprocess"]["overlap"], old["serving"]["max_seconds"]
+    del (
+        old["calibration"],
+        old["preprocess"]["overlap"],
+        old["preprocess"]["scaled_jpeg"],
+        old["serving"]["max_seconds"],
+    )
     del (
         old["provenance"]["selected_on"],
         old["engine"],
         old["reference"],
+        old["serving"]["engine"],
         old["serving"]["threads"],
         old["serving"]["cuda_graphs"],
-        old["serving"]["threads"],
     )
     assert ModelSpec.model_validate(old) == new
 
