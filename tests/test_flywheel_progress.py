@@ -32,7 +32,7 @@ def step(number: int, **changes: Any) -> Step:
         "num_pseudo": 3,
         "num_accepted": 4,
         "num_images": 8,
-        "held_out_iou": 0.6,
+        "held_out_miou": 0.6,
         "good_share": 0.7,
         "precision": 0.9,
         "churn": 0.1 if number else None,
@@ -79,8 +79,8 @@ def test_reasons_to_stop(last: dict[str, Any], words: str | None) -> None:
 
 
 def test_the_result_is_the_best_on_the_held_out_images_and_of_equal_ones_the_last() -> None:
-    assert result_of([step(0, held_out_iou=0.7), step(1), step(2)]).number == 0
-    assert result_of([step(0), step(1, held_out_iou=0.7), step(2, held_out_iou=0.7)]).number == 2
+    assert result_of([step(0, held_out_miou=0.7), step(1), step(2)]).number == 0
+    assert result_of([step(0), step(1, held_out_miou=0.7), step(2, held_out_miou=0.7)]).number == 2
 
 
 def test_steps_come_back(tmp_path: Path) -> None:

@@ -225,6 +225,19 @@ def evaluate(
             artifact has no such engine.
     """
     dataset = open_dataset(dataset_root, artifact.spec.task, layout=layout)
+    return evaluate_dataset(artifact, dataset, split=split, tta=tta, aggregate=aggregate, engine=engine)
+
+
+def evaluate_dataset(
+    artifact: Artifact,
+    dataset: Dataset,
+    *,
+    split: str = "val",
+    tta: Plan = "none",
+    aggregate: Aggregate = "mean",
+    engine: Choice | None = None,
+) -> Evaluation:
+    """The same, on a data set that is open already."""
     _check_classes(artifact.spec.classes, dataset)
     chosen = build_engine(artifact, device=best_device(), choice=engine)
     predictor = build_predictor(artifact.spec, chosen)

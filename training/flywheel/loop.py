@@ -16,7 +16,7 @@ from segserve.spec import Plan
 from segserve.whole import write_whole
 from training.config import PseudoSettings, Recipe
 from training.engine import train
-from training.evaluate import Evaluation
+from training.evaluate import Evaluation, evaluate_dataset
 from training.export import export_run
 from training.flywheel.loop_page import loop_page
 from training.flywheel.progress import (
@@ -120,7 +120,8 @@ def _step(loop: Loop, out: Path, steps: list[Step], dataset: Dataset) -> Step:
     faults = [entry.fault for entry in found.entries().values() if entry.fault]
     if faults:
         _say(f"{found.path}: {len(faults)} image(s) get no mask, among them {faults[0]}")
-    return _tell(found, folder, number=number, previous=previous, dataset=dataset)
+    held_out_miou = evaluate_dataset(artifact, loop.held_out, split=loop.split, engine="torch").scores["miou"]
+    return _tell(found, folder, number=number, previous=previous, dataset=dataset, held_out_miou=held_out_miou)
 
 
 def _recipe(loop: Loop, number: int, previous: Round | None) -> Recipe:
@@ -151,7 +152,9 @@ def _selection(loop: Loop, out: Path, number: int) -> Selection:
     return loop.selection.model_copy(update={"good_iou": first.good_iou})
 
 
-def _tell(found: Round, folder: Path, *, number: int, previous: Round | None, dataset: Dataset) -> Step:
+def _tell(
+    found: Round, folder: Path, *, number: int, previous: Round | None, dataset: Dataset, held_out_miou: float
+) -> Step:
     entries, thresholds = found.entries().values(), found.order.thresholds
     evaluation = Evaluation.model_validate_json((folder / "run" / SCORES).read_bytes())
     shares_K = accepted_shares(found)
@@ -165,7 +168,7 @@ def _tell(found: Round, folder: Path, *, number: int, previous: Round | None, da
         num_pseudo=len(taken),
         num_accepted=sum(entry.verdict == "accept" for entry in entries),
         num_images=len(entries),
-        held_out_iou=thresholds.mean_iou,
+        held_out_miou=held_out_miou,
         good_share=thresholds.good_share,
         precision=thresholds.precision if thresholds.num_accepted else None,
         churn=mean_churn(found),

@@ -51,8 +51,8 @@ def _charts(steps: Sequence[Step], classes: Sequence[ClassSpec]) -> str:
             x,
             Axis(),
             {
-                "val, all pixels together": [(step.number, step.scores["miou"]) for step in steps],
-                "held-out, mean over the images": [(step.number, step.held_out_iou) for step in steps],
+                "val": [(step.number, step.scores["miou"]) for step in steps],
+                "held-out": [(step.number, step.held_out_miou) for step in steps],
             },
         ),
         _chart(
@@ -97,7 +97,7 @@ def _chart(title: str, x: Axis, y: Axis, lines: dict[str, list[tuple[float, floa
 def _table(steps: Sequence[Step]) -> str:
     titles = (
         "val mean IoU",
-        "held-out",
+        "held-out mean IoU",
         "trained on pseudo-labels",
         "accepts",
         "of",
@@ -110,7 +110,7 @@ def _table(steps: Sequence[Step]) -> str:
         row(
             [
                 f"{step.scores['miou']:.4f}",
-                f"{step.held_out_iou:.4f}",
+                f"{step.held_out_miou:.4f}",
                 str(step.num_pseudo),
                 str(step.num_accepted),
                 str(step.num_images),

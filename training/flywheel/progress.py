@@ -47,8 +47,8 @@ class Step(Settings):
     num_accepted: int
     """Of the round that it made."""
     num_images: int
-    held_out_iou: float
-    """Mean over the held-out images of their masks' mean IoU."""
+    held_out_miou: float
+    """Of the model on the held-out images, by the same score as on val: one look at each, all pixels together."""
     good_share: float
     """Of the held-out masks, those as good as was asked for in the first round."""
     precision: float | None
@@ -119,8 +119,12 @@ def reason_to_stop(steps: Sequence[Step], rule: StopRule) -> str | None:
 
 
 def result_of(steps: Sequence[Step]) -> Step:
-    """The one whose masks of the held-out images are best; of equal ones the last."""
-    return max(steps, key=lambda step: (step.held_out_iou, step.number))
+    """The one whose model is best on the held-out images; of equal ones the last.
+
+    Not the one whose round has the best masks of them: many views make up for what a model has not learnt, so that the
+    first model's masks may be as good as those of later ones that do better alone.
+    """
+    return max(steps, key=lambda step: (step.held_out_miou, step.number))
 
 
 def write_steps(path: Path, steps: Sequence[Step]) -> None:
