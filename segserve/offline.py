@@ -99,8 +99,10 @@ def answers(
         try:
             decoded = decode_scaled(read(name), needed=partial(needed_size, spec=artifact.spec.preprocess))
             queries[name] = Query(image_HWC=decoded.image_HWC, sent_size=decoded.sent_size, tta=tta)
-        except (Problem, OSError) as error:
-            yield name, str(error)
+        except Problem as problem:
+            yield name, str(problem)
+        except OSError as error:
+            yield name, f"expected the file of an image, but it cannot be read: {error.strerror or error}"
         if sum(query.image_HWC.size for query in queries.values()) >= SAMPLES_AT_ONCE:
             yield from _answered(queries, artifact=artifact, predictor=predictor)
             queries = {}

@@ -52,3 +52,13 @@ def test_large_images_are_not_all_held_at_once(
     assert done == dict.fromkeys(images)
     assert [count for count in together if count] == [1, 3, 1]
     assert len(list((tmp_path / "out").glob("*.json"))) == 5
+
+
+def test_a_folder_among_the_images_is_said_in_one_sentence(
+    artifact: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "photos").mkdir()
+    assert main(["predict", str(artifact.path), str(tmp_path / "photos"), "--out", str(tmp_path / "out")]) == 1
+    printed = capsys.readouterr()
+    assert "expected the file of an image, but it cannot be read: Is a directory" in printed.err + printed.out
+    assert "Errno" not in printed.err + printed.out
