@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,10 +67,14 @@ class Tab:
         self._load("Page.reload")
 
     def _load(self, method: str, **parameters: Any) -> None:
+        self.value("window.isOld = true")
         before = self.loads
         self.call(method, **parameters)
         while self.loads == before:
             self._next()
+        # That may have been the empty page's, which comes late on a busy machine.
+        while self.value("!window.isOld && document.readyState == 'complete'") is not True:
+            time.sleep(0.02)
 
     def value(self, expression: str) -> Any:
         """Of a JavaScript expression in the page."""
