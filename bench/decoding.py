@@ -2,16 +2,14 @@
 
     python -m bench.decoding PICTURE [--working-side 640] [--sides 1280 2560 4000]
 
-The picture is enlarged to each longer side with some noise and saved with quality 90. Processor time of one thread,
+The picture is enlarged to each longer side with some noise and saved with quality 90. One thread, both ways in turns,
 medians of 7; the difference is that of the network's input, before normalisation, 0 to 255.
 """
 
 import argparse
 import io
-import statistics
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -20,13 +18,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from bench.limit import alternating
 from bench.machine import processor
 from segserve.codec import decode_image, decode_scaled
 from segserve.preprocess import needed_size, resize_image, to_tensor, working_size
 from segserve.spec import Sizing
 from training.data import read_image
 
-ROUNDS = 7
 NOISE = 4.0
 """Standard deviation, as of a camera in good light."""
 
@@ -50,11 +48,12 @@ def main(arguments: list[str] | None = None) -> int:
     for side in given.sides:
         data, size = enlarged(picture, side)
         whole, scaled = partial(whole_input, data, sizing), partial(scaled_input, data, sizing)
-        seconds = [_median_seconds(work) for work in (whole, scaled)]
+        seconds = alternating({"whole": whole, "scaled": scaled})
+        milliseconds = [1000 * seconds[way] for way in ("whole", "scaled")]
         difference = (whole().float() - scaled().float()).abs().mean()
         print(
-            f"| {size[0]} x {size[1]} | {len(data) / 1e6:.1f} | {1000 * seconds[0]:.1f} | {1000 * seconds[1]:.1f} | "
-            f"{seconds[0] / seconds[1]:.1f} | {difference:.2f} |"
+            f"| {size[0]} x {size[1]} | {len(data) / 1e6:.1f} | {milliseconds[0]:.1f} | {milliseconds[1]:.1f} | "
+            f"{milliseconds[0] / milliseconds[1]:.1f} | {difference:.2f} |"
         )
     return 0
 
@@ -80,15 +79,6 @@ def scaled_input(data: bytes, sizing: Sizing) -> Tensor:
     """Likewise, decoded at less."""
     found = decode_scaled(data, needed=partial(needed_size, spec=sizing))
     return resize_image(to_tensor(found.image_HWC), working_size(found.sent_size, sizing))
-
-
-def _median_seconds(work: Callable[[], object]) -> float:
-    took = []
-    for _ in range(ROUNDS):
-        begin = time.process_time()
-        work()
-        took.append(time.process_time() - begin)
-    return statistics.median(took)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from bench.limit import (
     COPIED_BYTES,
+    CPU,
     PRECISIONS,
     Roofline,
     alternating,
@@ -37,7 +38,6 @@ from segserve.engines.openvino_engine import OpenVINOEngine
 from segserve.engines.torch_engine import Precision, TorchEngine, autocast, best_device, fastest_precision
 from training.certificate import machine
 
-CPU = torch.device("cpu")
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 COPY = "copy"
 

@@ -21,7 +21,7 @@ from handlers.settings import ServeSettings
 from handlers.store import ServedModel
 from handlers.torchserve import RunFolder
 from segserve import sample
-from segserve.codec import NOT_IMAGES
+from segserve.codec import may_be_image
 from segserve.digest import sha256_of
 from segserve.sample import Views
 from segserve.settings import Settings
@@ -281,14 +281,11 @@ def _sampled(settings: DeploySettings, folder: RunFolder) -> Iterator[None]:
 
 
 def _files(folder: Path, *, count: int) -> list[Path]:
-    found = sorted(path for path in folder.iterdir() if _is_image(path)) if folder.is_dir() else []
+    listed = folder.iterdir() if folder.is_dir() else ()
+    found = sorted(path for path in listed if path.is_file() and may_be_image(path))
     if not found:
         raise ValueError(f"expected images in the folder {folder}, but there are none: name another with --images")
     return found[:count]
-
-
-def _is_image(path: Path) -> bool:
-    return path.is_file() and not path.name.startswith(".") and path.suffix.lower() not in NOT_IMAGES
 
 
 def _read(files: Sequence[Path]) -> Iterator[tuple[bytes, Views]]:

@@ -12,7 +12,7 @@ from pyarrow import fs
 
 from segserve.artifact import read_spec
 from segserve.cluster import deal_out
-from segserve.codec import NOT_IMAGES
+from segserve.codec import may_be_image
 from segserve.offline import answers, check_stems, load_predictor
 from segserve.spec import Plan
 from segserve.whole import write_whole
@@ -43,7 +43,7 @@ def find_images(job: Job) -> tuple[list[str], list[str]]:
             f"expected a place outside of {job.images}, where answers would count as images, but got {job.out}: "
             "choose another"
         )
-    names = [name for name in images.files() if PurePosixPath(name).suffix.lower() not in NOT_IMAGES]
+    names = [name for name in images.files() if may_be_image(PurePosixPath(name))]
     if not names:
         raise ValueError(f"expected images in {job.images}, but there are none: correct it")
     check_stems([_stem(name) for name in names])

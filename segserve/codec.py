@@ -12,6 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import PurePath
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -94,8 +95,6 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """What undoes each EXIF orientation."""
-TURNS = (UPRIGHT[5], UPRIGHT[6], UPRIGHT[7], UPRIGHT[8])
-"""Those by which height and width change places."""
 
 
 MAX_AVIF_WORK = 2 * 10**10
@@ -143,6 +142,11 @@ def _too_slow() -> Problem:
     )
 
 
+def may_be_image(path: PurePath) -> bool:
+    """By its name alone: what is hidden is none, nor is what usually lies beside images."""
+    return not path.name.startswith(".") and path.suffix.lower() not in NOT_IMAGES
+
+
 class Decoded(NamedTuple):
     """An image, and how large it was in its file."""
 
@@ -173,12 +177,9 @@ def decode_scaled(data: bytes, *, needed: Callable[[Size], Size]) -> Decoded:
         raise Problem("too-large", f"expected at most {MAX_BYTES} bytes, but got {len(data)}: send a smaller file")
     with _open(data) as image:
         try:
-            stored = image.height, image.width
-            is_scaled = _scale(image, data, needed(stored))
-            pixels_HWC = np.asarray(_upright(image, _load(image, data)))
-            if not is_scaled:
-                return Decoded(pixels_HWC, (pixels_HWC.shape[0], pixels_HWC.shape[1]))
-            return Decoded(pixels_HWC, stored[::-1] if _method(image) in TURNS else stored)
+            scale = _scale(image, data, needed((image.height, image.width)))
+            image_HWC = np.asarray(_upright(image, _load(image, data)))
+            return Decoded(image_HWC, (scale * image_HWC.shape[0], scale * image_HWC.shape[1]))
         except (Problem, MemoryError):
             raise
         except Exception as error:  # Pillow's readers raise nearly anything on broken files
@@ -345,30 +346,26 @@ def _without_16_bit_key(image: PngImageFile, data: bytes) -> Image.Image:
     return Image.fromarray(upper_HWC)
 
 
-def _scale(image: ImageFile.ImageFile, data: bytes, needed: Size) -> bool:
-    """Have libjpeg decode at less, from fewer coefficients, where that is enough; whether it does.
+def _scale(image: ImageFile.ImageFile, data: bytes, needed: Size) -> int:
+    """Have libjpeg decode at less, from fewer coefficients, where that is enough; by what its sides are divided.
 
     Only by what divides both sides: else the last column, or row, would stand for more than the image has.
     """
     if not isinstance(image, JpegImageFile):
-        return False
+        return 1
     sides = list(zip(image.size, needed[::-1], strict=True))
     fitting = (each for each in JPEG_SCALES if all(side % each == 0 and side >= each * least for side, least in sides))
     scale = next(fitting, 1)
     if scale == 1 or _jpeg_process(image, data) not in JPEG_TRANSFORMS:
-        return False
+        return 1
     image.draft(None, (image.width // scale, image.height // scale))
-    return True
+    return scale
 
 
 def _upright(image: Image.Image, pixels: Image.Image) -> Image.Image:
     """As the camera was held. Unlike Pillow's `exif_transpose` this writes no EXIF, which fails on broken tags."""
-    method = _method(image)
+    method = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))  # Pillow turns TIFF itself while loading
     return pixels if method is None else pixels.transpose(method)
-
-
-def _method(image: Image.Image) -> Image.Transpose | None:
-    return UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))  # Pillow turns TIFF itself while loading
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

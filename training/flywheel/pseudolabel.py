@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from segserve.artifact import Artifact
-from segserve.codec import NOT_IMAGES
+from segserve.codec import may_be_image
 from segserve.engines.torch_engine import TorchEngine, best_device
 from segserve.networks import build_network, served_weights
 from segserve.png import encode_index_png
@@ -180,11 +180,7 @@ def image_files(folder: Path) -> list[Path]:
     """The images of a folder and its subfolders, in order; a ValueError where two have one name, or there are none."""
     if not folder.is_dir():
         raise ValueError(f"expected a folder of images, but {folder} is none: correct it")
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and not path.name.startswith(".") and path.suffix.lower() not in NOT_IMAGES
-    )
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and may_be_image(path))
     if not files:
         raise ValueError(f"expected a folder of images, but {folder} has none: correct it")
     seen: dict[str, Path] = {}
