@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
@@ -16,10 +17,16 @@ from segserve.artifact import Artifact
 from segserve.codec import decode_image, decode_scaled
 from segserve.engines.torch_engine import TorchEngine
 from segserve.offline import answers
+from segserve.prediction import Query
 from segserve.predictor import build_predictor
+from segserve.preprocess import resize_image, to_tensor
 from segserve.service import Service
 from segserve.spec import ModelSpec
 from tests.pictures import lossless_jpeg
+from training.data import load_sample
+from training.evaluate import outcomes, predicted_classes
+from training.layouts import Sample
+from training.pictures import error_map
 
 WIDTH, HEIGHT = 640, 400
 
@@ -164,3 +171,20 @@ def test_the_offline_command_says_what_the_service_says(artifact: Artifact, tmp_
     ((_, files),) = answers(["a"], lambda _: jpeg(orientation=6), artifact=scaled, predictor=predictor, tta="none")
     assert not isinstance(files, str)
     assert files[".png"] == ask(scaled, format="png").body
+
+
+def test_training_and_evaluation_read_what_the_service_sees(artifact: Artifact, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg(orientation=6))
+    Image.fromarray(np.zeros((WIDTH, HEIGHT), dtype=np.uint8)).save(tmp_path / "a.png")
+    sample, spec = Sample(image=tmp_path / "a.jpg", truth=tmp_path / "a.png"), scaling(artifact).spec
+    served = decode_scaled(jpeg(orientation=6), needed=lambda _: (40, 64)).image_HWC
+    assert served.shape == (80, 50, 3)
+    image_CHW, truth_HW = load_sample(sample, ignore_index=None, preprocess=spec.preprocess)
+    assert torch.equal(image_CHW, resize_image(to_tensor(served), (64, 40)))
+    assert truth_HW.shape == (64, 40)
+    predictor = build_predictor(spec, TorchEngine(artifact.network))
+    (outcome,) = outcomes(predictor, [sample], ignore_index=None)
+    assert np.array_equal(outcome.image_HWC, served)
+    assert outcome.predicted.shape == error_map(outcome).shape[:2] == (WIDTH, HEIGHT)
+    (prediction,) = predictor.predict([Query(image_HWC=served, sent_size=(WIDTH, HEIGHT))])
+    assert np.array_equal(outcome.predicted, predicted_classes(prediction))

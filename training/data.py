@@ -6,7 +6,8 @@ Dimensions: C channels, H, W.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from segserve.codec import decode_image
-from segserve.preprocess import Size, resize_image, to_tensor, working_size
+from segserve.codec import Decoded, decode_scaled
+from segserve.preprocess import Size, needed_size, resize_image, to_tensor, working_size
 from segserve.problem import Problem
 from segserve.spec import PreprocessSpec
 from training.layouts import Dataset, Sample
@@ -29,9 +30,18 @@ Channels = tuple[float, float, float]
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """Upright RGB, (H, W, 3) uint8, as the service decodes it; a ValueError names the file."""
+    """Upright RGB, (H, W, 3) uint8, the whole image; a ValueError names the file."""
+    return _decoded(path, needed=lambda size: size).image_HWC
+
+
+def read_for(preprocess: PreprocessSpec, path: Path) -> Decoded:
+    """An image as the service decodes it for a model, with `scaled_jpeg` maybe at less; a ValueError likewise."""
+    return _decoded(path, needed=partial(needed_size, spec=preprocess))
+
+
+def _decoded(path: Path, *, needed: Callable[[Size], Size]) -> Decoded:
     try:
-        return decode_image(path.read_bytes())
+        return decode_scaled(path.read_bytes(), needed=needed)
     except (Problem, OSError) as problem:
         raise ValueError(f"{path}: {problem}") from None
 
@@ -51,10 +61,11 @@ def stored_mask(truth: Path | MaskSource) -> NDArray[np.uint8]:
 
 def load_sample(sample: Sample, *, ignore_index: int | None, preprocess: PreprocessSpec) -> tuple[Tensor, Tensor]:
     """Image (3, h, w) and truth (h, w) or (), uint8, at the working size; masks take the nearest pixel."""
-    image_CHW = to_tensor(read_image(sample.image))
+    decoded = read_for(preprocess, sample.image)
     truth_HW = torch.from_numpy(np.array(read_truth(sample, ignore_index=ignore_index)))
-    size = working_size((image_CHW.shape[-2], image_CHW.shape[-1]), preprocess)
-    return resize_image(image_CHW, size), truth_HW if truth_HW.dim() == 0 else resize_mask(truth_HW, size)
+    size = working_size(decoded.sent_size, preprocess)
+    image_CHW = resize_image(to_tensor(decoded.image_HWC), size)
+    return image_CHW, truth_HW if truth_HW.dim() == 0 else resize_mask(truth_HW, size)
 
 
 def resize_mask(mask_HW: Tensor, size: Size) -> Tensor:

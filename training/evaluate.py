@@ -13,17 +13,18 @@ from pydantic import Field
 
 from segserve.artifact import Artifact
 from segserve.choice import Choice, build_engine
+from segserve.codec import Decoded
 from segserve.engines.torch_engine import best_device
 from segserve.prediction import Prediction, Query, SegmentationPrediction
 from segserve.predictor import Predictor, build_predictor
 from segserve.settings import Settings
-from segserve.spec import Aggregate, ClassSpec, Measure, ModelSpec, Plan, Task
+from segserve.spec import Aggregate, ClassSpec, Measure, ModelSpec, Plan, PreprocessSpec, Task
 from segserve.tta import PLANS
 from training.boundary import TRIMAP_RADII, WIDTHS, BoundaryTally
 from training.calibration import ProbabilityTally
 from training.certainty import Certainty, ImageTally, PixelTally, certainty
 from training.config import Layout
-from training.data import IGNORE, read_image, read_truth
+from training.data import IGNORE, read_for, read_truth
 from training.layouts import Dataset, Sample, open_dataset
 from training.metrics import (
     Confusion,
@@ -174,6 +175,7 @@ class Outcome:
 
     sample: Sample
     image_HWC: NDArray[np.uint8]
+    """As decoded for the model, see `training.data.read_for`: maybe smaller than the mask."""
     truth: NDArray[np.uint8]
     """Mask (H, W) with `IGNORE`, or class index ()."""
     prediction: Prediction
@@ -280,16 +282,17 @@ def outcomes(
         maps: uncertainty maps wanted.
         probabilities: keep those of all classes of every pixel, too (those of labels always are).
     """
-    for group in _groups(samples):
+    for group in _groups(samples, predictor.spec.preprocess):
         queries = [
             Query(
-                image_HWC=image_HWC,
+                image_HWC=decoded.image_HWC,
+                sent_size=decoded.sent_size,
                 tta=tta,
                 aggregate=aggregate,
                 maps=maps,
                 probabilities="float16" if probabilities and predictor.spec.task == "segmentation" else None,
             )
-            for _, image_HWC in group
+            for _, decoded in group
         ]
         predictions: Sequence[Prediction] = predictor.predict(queries)
         for (sample, _), query, prediction in zip(group, queries, predictions, strict=True):
@@ -297,14 +300,14 @@ def outcomes(
             yield _outcome(sample, query, truth, prediction, num_classes=predictor.spec.num_classes)
 
 
-def _groups(samples: Sequence[Sample]) -> Iterator[list[tuple[Sample, NDArray[np.uint8]]]]:
+def _groups(samples: Sequence[Sample], preprocess: PreprocessSpec) -> Iterator[list[tuple[Sample, Decoded]]]:
     """The samples and their images, as many together as are predicted at once."""
-    group: list[tuple[Sample, NDArray[np.uint8]]] = []
+    group: list[tuple[Sample, Decoded]] = []
     pixels = 0
     for sample in samples:
-        image_HWC = read_image(sample.image)
-        group.append((sample, image_HWC))
-        pixels += image_HWC.shape[0] * image_HWC.shape[1]
+        decoded = read_for(preprocess, sample.image)
+        group.append((sample, decoded))
+        pixels += math.prod(decoded.sent_size)
         if len(group) == IMAGES_AT_ONCE or pixels >= PIXELS_AT_ONCE:
             yield group
             group, pixels = [], 0
