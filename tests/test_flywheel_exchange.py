@@ -334,6 +334,12 @@ def test_of_a_file_that_is_refused_a_data_set_takes_nothing(tmp_path: Path) -> N
         assert files_of(tmp_path / "set") == before
 
 
+def test_a_round_takes_no_other_images(found: Round, tmp_path: Path) -> None:
+    """They would not be looked at."""
+    with pytest.raises(ValueError, match=r"expected --images only for a data set, but .* is a round"):
+        import_labels(tmp_path / "labels.xml", found.path, images=tmp_path)
+
+
 def test_a_data_set_without_void_takes_whole_masks_only(found: Round, tmp_path: Path) -> None:
     write_segmentation_set(tmp_path / "set", seed=0, num_train=1, num_val=1, side=48)
     edits = {"drawing-000": edited(found, "drawing-000")}

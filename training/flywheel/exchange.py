@@ -69,6 +69,8 @@ def import_labels(path: Path, into: Path, *, images: Path | None = None, by: str
     """
     round_ = Round(into)
     is_round = (into / "round.json").is_file()
+    if is_round and images is not None:
+        raise ValueError(f"expected --images only for a data set, but {into} is a round: leave it out")
     dataset = None if is_round else open_dataset(into, "segmentation")
     classes = round_.order.classes if dataset is None else dataset.classes
     masks: dict[str, NDArray[np.uint8]] = {}
