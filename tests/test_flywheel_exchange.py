@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlparse
 from xml.etree import ElementTree
 
 import numpy as np
@@ -17,12 +18,14 @@ from PIL import Image
 from cli import main
 from tests.rounds import CLASSES, files_of, made_round
 from training.data import IGNORE
+from training.flywheel import label_studio
 from training.flywheel.decisions import VERDICTS, apply_review
 from training.flywheel.exchange import Tool, export_labels, import_labels
 from training.flywheel.joined import with_round
 from training.flywheel.review import review_page
 from training.flywheel.round import Round
 from training.flywheel.soft import SoftMask
+from training.flywheel.task import Task
 from training.layouts import open_dataset
 from training.synthetic import write_segmentation_set
 
@@ -71,6 +74,15 @@ def test_label_studios_regions_are_the_mask(found: Round) -> None:
         (label,) = result["value"]["brushlabels"]
         mask_HW[layers_HW4[..., 3] == 255] = [entry.name for entry in CLASSES].index(label)
     assert (mask_HW == SoftMask.read(found.soft("drawing-000")).mask_HW).all()
+
+
+@pytest.mark.parametrize("name", ["cell 1.png", "a+b.png", "a#1.png", "a&b.png", "100%25.png", "ä.png"])
+def test_label_studio_finds_an_image_whatever_its_name(name: str) -> None:
+    task = Task(file=name, size=(2, 3), mask_HW=None, score=0.5)
+    (told,) = json.loads(label_studio.write([task], CLASSES, "drawings"))
+    address = urlparse(told["data"]["image"])
+    assert (address.path, address.fragment) == ("/data/local-files/", "")
+    assert parse_qs(address.query) == {"d": [f"waiting/{name}"]}, "as its web server reads it"
 
 
 def edited(found: Round, name: str) -> NDArray[np.uint8]:

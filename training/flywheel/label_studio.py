@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import PurePosixPath
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlparse
+from urllib.parse import parse_qs, quote, unquote, urlparse
 
 import numpy as np
 
@@ -42,7 +42,7 @@ def _task(task: Task, classes: Sequence[ClassSpec], model: str) -> dict[str, Any
     ]
     predictions = [{"model_version": model, "score": task.score, "result": results}] if results else []
     return {
-        "data": {TO: f"/data/local-files/?d=waiting/{task.file}", "file": task.file},
+        "data": {TO: f"/data/local-files/?d=waiting/{quote(task.file)}", "file": task.file},
         "predictions": predictions,
     }
 
