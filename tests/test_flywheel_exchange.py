@@ -346,6 +346,25 @@ def test_of_a_file_that_is_refused_a_data_set_takes_nothing(tmp_path: Path) -> N
         assert files_of(tmp_path / "set") == before
 
 
+def test_a_data_set_keeps_its_own_image_of_the_same_name(found: Round, tmp_path: Path) -> None:
+    """The image that is imported is taken a second time, too; another one of its name is not put in its place."""
+    write_segmentation_set(tmp_path / "set", seed=0, num_train=1, num_val=1, side=48)
+    own = {kind: tmp_path / f"set/{kind}/train/drawing-000.png" for kind in ("images", "masks")}
+    for kind, path in own.items():
+        (tmp_path / f"set/{kind}/train/0000.png").rename(path)
+    shapes = {name: [rectangle("cell", (0, 0, 48, 48))] for name in ("drawing-001", "drawing-000")}
+    file = cvat_file(tmp_path / "labels", shapes, sides=[48, 48])
+    before = files_of(tmp_path / "set")
+    with pytest.raises(ValueError, match=r"expected no other image of the name of .*waiting/drawing-000.png in the"):
+        import_labels(file, tmp_path / "set", images=found.path / "waiting")
+    assert files_of(tmp_path / "set") == before
+    for path in own.values():
+        path.rename(path.with_stem("0000"))
+    for _ in range(2):
+        assert import_labels(file, tmp_path / "set", images=found.path / "waiting") == 2
+    assert len(open_dataset(tmp_path / "set", "segmentation").split("train")) == 3
+
+
 def test_a_round_takes_no_other_images(found: Round, tmp_path: Path) -> None:
     """They would not be looked at."""
     with pytest.raises(ValueError, match=r"expected --images only for a data set, but .* is a round"):

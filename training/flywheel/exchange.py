@@ -5,6 +5,7 @@ A pixel that no shape covers has no class: it comes back as `IGNORE`. Where shap
 Dimensions: H, W.
 """
 
+import filecmp
 import io
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -173,10 +174,16 @@ def _corrected(entry: Entry, mask_HW: NDArray[np.uint8], guess_HW: NDArray[np.ui
 
 def _into_dataset(dataset: Dataset, masks: Mapping[str, NDArray[np.uint8]], images: Path | None) -> None:
     folder = dataset.root / "images/train"
-    known = {path.stem: path for path in folder.iterdir()} if folder.is_dir() else {}
-    known |= {path.stem: path for path in image_files(images)} if images else {}
+    there = {path.stem: path for path in folder.iterdir()} if folder.is_dir() else {}
+    given = {path.stem: path for path in image_files(images)} if images else {}
+    known = {**given, **there}
     _check_known(masks, known, images or folder)
     for name, mask_HW in masks.items():
+        if name in there and name in given and not filecmp.cmp(there[name], given[name], shallow=False):
+            raise ValueError(
+                f"expected no other image of the name of {given[name]} in the data set, but {there[name]} is one: "
+                "rename it and its mask"
+            )
         _check_size(name, mask_HW, read_image(known[name]).shape[:2])
         if dataset.ignore_index is None and (mask_HW == IGNORE).any():
             raise ValueError(
