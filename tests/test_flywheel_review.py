@@ -90,6 +90,27 @@ def test_decisions_survive_a_closed_page_and_a_narrow_one_works(tmp_path: Path) 
         assert tab.faults == []
 
 
+@NO_BROWSER
+def test_decisions_on_one_round_are_none_on_another(tmp_path: Path) -> None:
+    """Both are the first of one model, and have images of the same names; a browser keeps of both in one place."""
+    (tmp_path / "other").mkdir()
+    found, other = (made_round(tmp_path / name, count=8, seed=len(name))[0] for name in ("round", "other/round"))
+    for each in (found, other):
+        write_review(each)
+    with browser(tmp_path) as tab:
+        tab.open((found.path / PAGE).as_uri())
+        tab.press("a", "w")
+        tab.value("isSaved = true")
+        tab.open((other.path / PAGE).as_uri())
+        tab.press("r")
+        assert tab.value("Object.values(decisions)") == ["reject"]
+        tab.value("isSaved = true")
+        tab.open((found.path / PAGE).as_uri())
+        assert tab.value("Object.values(decisions)") == ["accept", "work"]
+        tab.press("u")
+        assert tab.faults == []
+
+
 def test_the_page_is_light_and_stands_alone(tmp_path: Path) -> None:
     """200 images of a photograph's size stay within some ten megabytes."""
     found, _ = made_round(tmp_path / "round", count=8, side=192)

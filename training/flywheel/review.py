@@ -3,6 +3,7 @@
 Dimensions: H, W, C channels.
 """
 
+import hashlib
 import io
 import json
 from html import escape
@@ -113,8 +114,10 @@ def _card(entry: Entry, pictures: "_Pictures", order: RoundOrder) -> str:
 
 
 def _facts(entry: Entry, pictures: "_Pictures") -> dict[str, Any]:
+    looked_at = f"{entry.name} {pictures.photo} {pictures.mask}"
     return {
         "name": entry.name,
+        "looked_at": hashlib.sha256(looked_at.encode()).hexdigest()[:32],
         "verdict": entry.verdict,
         "by": "by the thresholds" if entry.decided_by == "thresholds" else f"by {entry.decided_by}",
         "scores": entry.scores,

@@ -71,14 +71,20 @@ td:last-child { width: 45% } meter { width: 100%; height: 10px; vertical-align: 
 SCRIPT = """
 "use strict";
 const DATA = JSON.parse(document.getElementById("data").textContent);
-const KEY = `segserve-review-${DATA.artifact}-${DATA.round}`;
+// Pages may share their storage: a decision is kept by what was looked at, for other rounds have other images.
+const key = image => `segserve-review-${DATA.artifact}-${DATA.round}-${image.looked_at}`;
 const WORDS = { accept: "accepted", work: "needs work", reject: "rejected" };
 const GUESS = { accept: "accept", review: "review", relabel: "relabel" };
 const at = id => document.getElementById(id);
 const cards = [...document.querySelectorAll(".card")];
 let decisions = {}, past = [], here = -1, isSaved = true;
 
-try { decisions = JSON.parse(localStorage.getItem(KEY) || "{}"); } catch (error) { decisions = {}; }
+try {
+  for (const image of DATA.images) {
+    const verdict = localStorage.getItem(key(image));
+    if (verdict) decisions[image.name] = verdict;
+  }
+} catch (error) { /* private windows have none */ }
 
 const shown = () => cards.map((card, index) => index).filter(index => !cards[index].hidden);
 
@@ -128,26 +134,27 @@ function step(by) {
   if (next !== undefined) go(next);
 }
 
-function keep() {
+function keep(image, verdict) {
   isSaved = false;
-  try { localStorage.setItem(KEY, JSON.stringify(decisions)); } catch (error) { /* private windows have none */ }
+  if (verdict) decisions[image.name] = verdict; else delete decisions[image.name];
+  try {
+    if (verdict) localStorage.setItem(key(image), verdict); else localStorage.removeItem(key(image));
+  } catch (error) { /* likewise */ }
 }
 
 function judge(verdict) {
   if (here < 0) return;
-  const name = DATA.images[here].name;
-  past.push([here, decisions[name]]);
-  decisions[name] = verdict;
-  keep();
+  const image = DATA.images[here];
+  past.push([here, decisions[image.name]]);
+  keep(image, verdict);
   const places = shown(), after = places.filter(index => index > here), left = [...after, ...places];
   go(left.find(index => !decisions[DATA.images[index].name]) ?? here);
 }
 
 function undo() {
   if (!past.length) return;
-  const [index, before] = past.pop(), name = DATA.images[index].name;
-  if (before) decisions[name] = before; else delete decisions[name];
-  keep();
+  const [index, before] = past.pop();
+  keep(DATA.images[index], before);
   cards[index].hidden = false;
   go(index);
 }
