@@ -1,5 +1,6 @@
 """A labelled set, most of whose labels are hidden: its parts as folders, and rounds compared with the truth."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -59,8 +60,9 @@ def draw_labels(
     """Divide the training images, in runs of `clip` in the order of their names, and write the parts as data sets.
 
     Raises:
-        ValueError: the parts are empty, or the folder has another draw.
+        ValueError: the parts are empty, or the folder has another draw, or images in several folders have one name.
     """
+    _check_names(source)
     pool = sorted(source.split("train"), key=lambda sample: sample.image.name)
     num_labelled = round(budget * len(pool))
     if num_labelled < 1 or num_labelled + num_held_out >= len(pool):
@@ -87,6 +89,17 @@ def draw_labels(
         hidden=folder / "hidden",
         truths={sample.image.stem: read_truth(sample, ignore_index=source.ignore_index) for sample in hidden},
     )
+
+
+def _check_names(source: Dataset) -> None:
+    """Refuse images of one name in several folders, which would be one in each part's."""
+    for split in ("train", "val"):
+        stems = Counter(sample.image.stem for sample in source.split(split))
+        if double := [stem for stem, count in stems.items() if count > 1]:
+            raise ValueError(
+                f"expected images with different names, but several in {split} of {source.root} are called "
+                f"{double[0]}: rename them"
+            )
 
 
 def _check_place(place: Path, samples: Iterable[Sample]) -> None:

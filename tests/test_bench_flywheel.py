@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -112,6 +113,22 @@ def test_another_draw_in_the_same_folder_is_refused(data: Path, tmp_path: Path) 
     assert again.truths.keys() == first.truths.keys()
     with pytest.raises(ValueError, match=r"train to have images of this draw, but it has others, .+\.(jpg|png) among"):
         draw_labels(source, tmp_path, budget=Fraction(1, 4), num_held_out=2, seed=1)
+
+
+def test_images_of_one_name_in_several_folders_are_refused(data: Path, tmp_path: Path) -> None:
+    """They would be one, with the truth of another."""
+    source = open_dataset(data, "segmentation")
+    for split in ("train", "val"):
+        first, *others = source.split(split)
+        double = replace(first, image=data / "more" / first.image.name)
+        with pytest.raises(ValueError, match=rf"several in {split} of .* are called {first.image.stem}: rename them"):
+            draw_labels(
+                replace(source, splits={**source.splits, split: (first, double, *others)}),
+                tmp_path,
+                budget=Fraction(1, 4),
+                num_held_out=3,
+                seed=1,
+            )
 
 
 def test_a_budget_that_hides_nothing_is_refused(data: Path, tmp_path: Path) -> None:
