@@ -208,6 +208,20 @@ def test_corrected_masks_are_taken_over_and_others_compared(
     assert joined[2].image.stem == "new-2", "a person's mask counts as labelled"
 
 
+def test_an_image_that_has_another_size_than_in_the_round_before_has_no_churn(
+    artifact: Artifact, labelled: Dataset, tmp_path: Path
+) -> None:
+    (tmp_path / "images").mkdir()
+    previous = None
+    for side in (40, 44):
+        Image.fromarray(random_image(side, 48)).save(tmp_path / "images/new.png")
+        found = pseudolabel(
+            labeller(artifact), tmp_path / "images", tmp_path / str(side), held_out=labelled, previous=previous
+        )
+        previous = found.path
+    assert found.entries()["new"].churn is None
+
+
 def test_images_that_cannot_be_read_are_told_and_stop_nobody(
     artifact: Artifact, images: Path, labelled: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

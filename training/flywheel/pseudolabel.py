@@ -289,9 +289,11 @@ def _labelled(labeller: Labeller, found: Round, path: Path, order: RoundOrder) -
 
 
 def _churn(mask_HW: NDArray[np.uint8], order: RoundOrder, name: str) -> float | None:
+    """None where the round before has no image of that name, or one of another size."""
     if order.previous is None or not Round(Path(order.previous)).soft(name).is_file():
         return None
-    return round(1 - agreement(mask_HW, SoftMask.read(Round(Path(order.previous)).soft(name)).mask_HW), 6)
+    before_HW = SoftMask.read(Round(Path(order.previous)).soft(name)).mask_HW
+    return None if before_HW.shape != mask_HW.shape else round(1 - agreement(mask_HW, before_HW), 6)
 
 
 def _taken_over(found: Round, previous: Round, files: Sequence[Path]) -> Iterator[Entry]:
