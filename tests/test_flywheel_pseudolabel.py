@@ -222,6 +222,18 @@ def test_an_image_that_has_another_size_than_in_the_round_before_has_no_churn(
     assert found.entries()["new"].churn is None
 
 
+@pytest.mark.parametrize(("shape", "value"), [((48, 40), 0), ((40, 48), 7)], ids=["turned", "of no class"])
+def test_a_held_out_mask_that_does_not_fit_is_named(
+    artifact: Artifact, images: Path, tmp_path: Path, shape: tuple[int, int], value: int
+) -> None:
+    labelled = held_out_set(tmp_path / "set")
+    Image.fromarray(np.full(shape, value, dtype=np.uint8)).save(tmp_path / "set/masks/val/3.png")
+    with pytest.raises(
+        ValueError, match=r"expected .*masks/val/3.png to have its image's size and class indices below"
+    ):
+        pseudolabel(labeller(artifact), images, tmp_path / "round", held_out=labelled)
+
+
 def test_images_that_cannot_be_read_are_told_and_stop_nobody(
     artifact: Artifact, images: Path, labelled: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
