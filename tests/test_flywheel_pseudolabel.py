@@ -234,6 +234,28 @@ def test_a_held_out_mask_that_does_not_fit_is_named(
         pseudolabel(labeller(artifact), images, tmp_path / "round", held_out=labelled)
 
 
+def test_held_out_images_of_one_name_in_several_folders_are_all_in_val(
+    artifact: Artifact, images: Path, tmp_path: Path
+) -> None:
+    """As in a COCO set with a folder a patient."""
+    labelled = held_out_set(tmp_path / "set")
+    samples = labelled.split("val")
+    for sample in samples[1:]:
+        folder = tmp_path / "set/images" / sample.image.stem
+        folder.mkdir()
+        sample.image.rename(folder / "slice.png")
+    moved = [replace(each, image=tmp_path / "set/images" / each.image.stem / "slice.png") for each in samples[1:]]
+    found = pseudolabel(
+        labeller(artifact), images, tmp_path / "round", held_out=replace(labelled, splits={"val": (samples[0], *moved)})
+    )
+    val = open_dataset(found.path, "segmentation").split("val")
+    assert [sample.image.name for sample in val] == ["0.png", *(f"{index:05d}-slice.png" for index in range(1, 8))]
+    for sample, before in zip(val, samples, strict=True):
+        assert isinstance(sample.truth, Path) and isinstance(before.truth, Path)
+        truth_HW = np.asarray(Image.open(before.truth))
+        assert (np.asarray(Image.open(sample.truth)) == np.where(truth_HW == 9, IGNORE, truth_HW)).all()
+
+
 def test_images_that_cannot_be_read_are_told_and_stop_nobody(
     artifact: Artifact, images: Path, labelled: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,6 +5,7 @@ Killed at any moment, the same call goes on after the last whole line of the rou
 Dimensions: H, W.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -241,7 +242,11 @@ def _look_at_held_out(labeller: Labeller, found: Round, dataset: Dataset, split:
     spec = labeller.artifact.spec
     check_held_out(dataset, split, spec.classes)
     found.claim()
-    for sample in tqdm(dataset.split(split), desc="held out", unit="image", disable=None, leave=False):
+    samples = dataset.split(split)
+    names = _own_names([sample.image for sample in samples])
+    for sample, name in tqdm(
+        zip(samples, names, strict=True), total=len(names), desc="held out", unit="image", disable=None, leave=False
+    ):
         truth_HW, image_HWC = read_truth(sample, ignore_index=dataset.ignore_index), read_image(sample.image)
         if truth_HW.shape != image_HWC.shape[:2] or (truth_HW[truth_HW != IGNORE] >= spec.num_classes).any():
             raise ValueError(
@@ -249,10 +254,16 @@ def _look_at_held_out(labeller: Labeller, found: Round, dataset: Dataset, split:
                 "has not: see `segserve lint`"
             )
         seen = labeller.look(image_HWC)
-        link(sample.image, found.path / "images/val" / sample.image.name)
-        write_whole(found.path / "masks/val" / f"{sample.image.stem}.png", encode_index_png(truth_HW, spec.classes))
+        link(sample.image, found.path / "images/val" / name)
+        write_whole(found.path / "masks/val" / f"{Path(name).stem}.png", encode_index_png(truth_HW, spec.classes))
         confusion_KK = confusion_matrix(truth_HW, seen.soft.mask_HW, num_classes=spec.num_classes)
         yield HeldOut(scores=seen.scores, iou=image_miou(confusion_KK))
+
+
+def _own_names(paths: Sequence[Path]) -> list[str]:
+    """File names, of which no two have one stem: where images of several folders do, their numbers come before it."""
+    count = Counter(path.stem for path in paths)
+    return [path.name if count[path.stem] == 1 else f"{index:05d}-{path.name}" for index, path in enumerate(paths)]
 
 
 def _copies(found: Round, files: Sequence[Path], dataset: Dataset, split: str) -> Iterator[Entry]:
