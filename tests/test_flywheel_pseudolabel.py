@@ -312,6 +312,13 @@ def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:
         image_files(tmp_path / "more")
 
 
+def test_hidden_folders_have_no_images(tmp_path: Path) -> None:
+    for name in ("a.png", ".Trash-1000/files/a.png", "more/.thumbnails/b.png", "more/c.png"):
+        (tmp_path / ".shown" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / ".shown" / name).touch()
+    assert [path.name for path in image_files(tmp_path / ".shown")] == ["a.png", "c.png"]
+
+
 def test_stability_is_the_agreement_with_the_thirds(artifact: Artifact, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"expected a run that kept its weights on the way, .* eval.keep_thirds"):
         Labeller(artifact=artifact, plan="none", run=tmp_path).look(random_image(40, 48))

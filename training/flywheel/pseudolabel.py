@@ -178,10 +178,15 @@ def held_out_of(spec: ModelSpec, root: Path | None, *, layout: Layout = "folder"
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The images of a folder and its subfolders, in order; a ValueError where two have one name, or there are none."""
+    """The images of a folder and its subfolders, hidden ones left out, in order.
+
+    Raises:
+        ValueError: two have one name, or there are none.
+    """
     if not folder.is_dir():
         raise ValueError(f"expected a folder of images, but {folder} is none: correct it")
     files = sorted(path for path in folder.rglob("*") if path.is_file() and may_be_image(path))
+    files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     if not files:
         raise ValueError(f"expected a folder of images, but {folder} has none: correct it")
     seen: dict[str, Path] = {}
