@@ -319,6 +319,13 @@ def test_hidden_folders_have_no_images(tmp_path: Path) -> None:
     assert [path.name for path in image_files(tmp_path / ".shown")] == ["a.png", "c.png"]
 
 
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    """The manifest could not tell it; unpacked archives have such names."""
+    (tmp_path / os.fsdecode(b"caf\xe9.png")).touch()
+    with pytest.raises(ValueError, match=r"expected images with names in UTF-8, but got '.*caf\\udce9.png'"):
+        image_files(tmp_path)
+
+
 def test_stability_is_the_agreement_with_the_thirds(artifact: Artifact, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"expected a run that kept its weights on the way, .* eval.keep_thirds"):
         Labeller(artifact=artifact, plan="none", run=tmp_path).look(random_image(40, 48))

@@ -181,7 +181,7 @@ def image_files(folder: Path) -> list[Path]:
     """The images of a folder and its subfolders, hidden ones left out, in order.
 
     Raises:
-        ValueError: two have one name, or there are none.
+        ValueError: two have one name, one has a name that is not UTF-8, or there are none.
     """
     if not folder.is_dir():
         raise ValueError(f"expected a folder of images, but {folder} is none: correct it")
@@ -191,6 +191,8 @@ def image_files(folder: Path) -> list[Path]:
         raise ValueError(f"expected a folder of images, but {folder} has none: correct it")
     seen: dict[str, Path] = {}
     for path in files:
+        if any("\ud800" <= letter <= "\udfff" for letter in str(path)):  # bytes that are none, as Python reads them
+            raise ValueError(f"expected images with names in UTF-8, but got {str(path)!r}: rename it")
         if path.stem in seen:
             raise ValueError(f"expected images with different names, but got {seen[path.stem]} and {path}: rename one")
         seen[path.stem] = path
