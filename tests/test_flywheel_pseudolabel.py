@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from cli import main
@@ -19,7 +20,7 @@ from tests.rounds import files_of, held_out_set
 from training.config import Recipe
 from training.data import IGNORE
 from training.flywheel.joined import with_round
-from training.flywheel.pseudolabel import Labeller, image_files, pseudolabel
+from training.flywheel.pseudolabel import Found, Labeller, image_files, pseudolabel
 from training.flywheel.round import MANIFEST, Round
 from training.flywheel.soft import SoftMask
 from training.flywheel.triage import PixelRule, Selection
@@ -271,6 +272,27 @@ def test_images_that_cannot_be_read_are_told_and_stop_nobody(
     assert re.search(r"a\.png: ", told.err)
     assert "1 accept, 0 review, 0 relabel, 1 left out" in told.out
     assert (tmp_path / "round/review.html").is_file()
+
+
+def test_an_image_that_is_deleted_while_it_is_looked_at_stops_nobody(
+    artifact: Artifact, labelled: Dataset, tmp_path: Path
+) -> None:
+    """A service that keeps doubtful images makes room among them at any time."""
+
+    class Slow(Labeller):
+        def look(self, image_HWC: NDArray[np.uint8]) -> Found:
+            if len(image_HWC) == 33:
+                (tmp_path / "images/a.png").unlink()
+            return super().look(image_HWC)
+
+    (tmp_path / "images").mkdir()
+    for name, side in (("a", 33), ("b", 40)):
+        Image.fromarray(random_image(side, 48)).save(tmp_path / f"images/{name}.png")
+    slow = Slow(artifact=artifact, plan="none", selection=Selection(precision=0))
+    found = pseudolabel(slow, tmp_path / "images", tmp_path / "round", held_out=labelled)
+    assert re.search(r"a\.png: expected an image, but it was deleted meanwhile", found.entries()["a"].fault)
+    accepted = open_dataset(found.path, "segmentation")
+    assert [sample.image.name for sample in accepted.split("train")] == ["b.png"], "and no mask is without its image"
 
 
 @pytest.mark.parametrize(("split", "held"), [("val", "val"), ("val", "test"), ("train", "train")])

@@ -307,7 +307,13 @@ def _labelled(labeller: Labeller, found: Round, path: Path, order: RoundOrder) -
         trained=round(float((trainable_HW < len(order.classes)).mean()), 4),
         verdict=order.thresholds.verdict(seen.scores[order.thresholds.score]),
     )
-    found.place(entry, image=path)
+    try:
+        found.place(entry, image=path)
+    except FileNotFoundError:
+        if path.exists():
+            raise
+        found.mask(entry.name).unlink(missing_ok=True)
+        return _without_mask(path, order, f"{path}: expected an image, but it was deleted meanwhile: it gets no mask")
     return entry
 
 
