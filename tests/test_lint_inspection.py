@@ -103,6 +103,18 @@ def test_files_that_are_broken(root: Path) -> None:
     assert second.sentence.startswith("expected a whole PNG image")
 
 
+def test_a_split_of_which_no_image_can_be_read(root: Path) -> None:
+    """As where files of a Git LFS repository are only pointers; scenes are counted of the images that there are."""
+    for path in (root / "images/val").iterdir():
+        path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    (root / "images/train/0000.png").write_bytes(b"")
+    (root / "images/train/0001.png").write_bytes(b"")
+    report = inspect(root, "segmentation")
+    assert sum(len(finding.files) for finding in _of(report, "unreadable")) == 4
+    assert [split.scenes for split in report.splits] == [1, 0]
+    assert not _of(report, "scenes")
+
+
 def test_an_image_without_a_mask_and_a_mask_without_an_image(three: Path) -> None:
     (three / "images/train/0.png").unlink()
     (three / "masks/val/1.png").unlink()

@@ -84,7 +84,7 @@ def inspect(root: Path, task: Task, *, layout: Layout = "folder") -> Report:
         *_void_findings(dataset, understood),
         *_label_findings(dataset, understood),
         *_near_duplicates(pairs),
-        *(_few_scenes(each, by_split[each.name], scenes[each.name]) for each in splits if _has_few_scenes(each)),
+        *(_few_scenes(split, by_split[split], each) for split, each in scenes.items() if _has_few_scenes(each)),
         *_recording_findings(by_split, prints),
         *_other_mask_findings(dataset),
     ]
@@ -412,22 +412,22 @@ def _near_duplicates(pairs: Sequence[Pair]) -> Iterator[Finding]:
         )
 
 
-def _has_few_scenes(split: SplitSummary) -> bool:
-    return split.scenes < FEW_SCENES * split.images
+def _has_few_scenes(scenes_N: NDArray[np.int64]) -> bool:
+    return len(set(scenes_N.tolist())) < FEW_SCENES * len(scenes_N)
 
 
-def _few_scenes(split: SplitSummary, looks: Sequence[Look], scenes_N: NDArray[np.int64]) -> Finding:
-    """Its files are the largest scene."""
+def _few_scenes(split: str, looks: Sequence[Look], scenes_N: NDArray[np.int64]) -> Finding:
+    """Of the images that can be read; its files are the largest scene."""
     largest = np.flatnonzero(scenes_N == np.bincount(scenes_N).argmax())
-    readable = _readable(looks)
+    readable, number = _readable(looks), len(set(scenes_N.tolist()))
     return Finding(
         kind="scenes",
         severity="warning",
-        split=split.name,
+        split=split,
         files=tuple(readable[index].name for index in largest),
-        values=(str(split.images), str(split.scenes)),
+        values=(str(len(readable)), str(number)),
         sentence=(
-            f"{split.images} images hold about {split.scenes} independent scene(s), the largest of {len(largest)} "
+            f"{len(readable)} images hold about {number} independent scene(s), the largest of {len(largest)} "
             "frames of a clip or nearly equal pictures: take the split for that many images"
         ),
     )
