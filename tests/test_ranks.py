@@ -28,6 +28,20 @@ optim = { epochs = 2, batch_size = 8, learning_rate = 1e-3, accumulate = ACCUMUL
 loss = { class_weights = "inverse-sqrt" }
 """
 
+NESTED = """
+import time
+from pathlib import Path
+import torch
+from training.ranks import joined_ranks
+
+with joined_ranks(torch.device("cpu")):
+    with joined_ranks(torch.device("cpu")) as ranks:
+        if ranks.is_first:
+            time.sleep(1)
+            Path("scores.json").write_text("{}")
+    Path(f"read{ranks.rank}").write_text(Path("scores.json").read_text())
+"""
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -36,10 +50,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def _by_torchrun(folder: Path) -> subprocess.CompletedProcess[str]:
+def _by_torchrun(folder: Path, *program: str) -> subprocess.CompletedProcess[str]:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     return subprocess.run(
-        [*torchrun, "-m", "tests.without_batch_norm", "recipe.toml"],
+        [*torchrun, *program],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -55,7 +69,7 @@ def test_two_processes_do_what_one_does(folder: Path, monkeypatch: pytest.Monkey
     Gradients are compared, not weights: AdamW divides each by its own size, so that one that is only rounding counts.
     """
     (folder / "recipe.toml").write_text(RECIPE.replace("ACCUMULATE", "2"))
-    done = _by_torchrun(folder)
+    done = _by_torchrun(folder, "-m", "tests.without_batch_norm", "recipe.toml")
     assert done.returncode == 0, done.stderr
     monkeypatch.chdir(folder)
     losses, gradients = train_an_epoch(load_recipe(folder / "recipe.toml"), Ranks())
@@ -74,6 +88,14 @@ def test_two_processes_do_what_one_does(folder: Path, monkeypatch: pytest.Monkey
     assert [json.loads(line)["epoch"] for line in (run / "log.jsonl").read_text().splitlines()] == [1, 2]
     assert done.stderr.count("epoch 2/2") == 1
     assert done.stdout.count("val, 1 images") == 1
+
+
+def test_what_the_first_process_wrote_is_there_when_a_training_among_several_ends(tmp_path: Path) -> None:
+    """With `--seeds` the other processes looked for the last run's scores while the first one still wrote them."""
+    (tmp_path / "nested.py").write_text(NESTED)
+    done = _by_torchrun(tmp_path, "nested.py")
+    assert done.returncode == 0, done.stderr
+    assert all((tmp_path / f"read{rank}").read_text() == "{}" for rank in range(2))
 
 
 def test_alone_there_is_nothing_to_share() -> None:

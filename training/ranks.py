@@ -64,7 +64,8 @@ def unshared(replica: nn.Module) -> AbstractContextManager[object]:
 def joined_ranks(device: torch.device) -> Iterator[Ranks]:
     """This process among those that torchrun started, or alone where it did not.
 
-    It can be entered within itself, but not again after it was left: torch's store keeps the first time's addresses.
+    Its end is reached by all of them together: what the first one wrote is there. It can be entered within itself, but
+    not again after it was left: torch's store keeps the first time's addresses.
 
     Args:
         device: on which it computes, see `device_of_rank`.
@@ -73,6 +74,7 @@ def joined_ranks(device: torch.device) -> Iterator[Ranks]:
         yield Ranks()
     elif distributed.is_initialized():
         yield Ranks(rank=distributed.get_rank(), count=distributed.get_world_size())
+        distributed.barrier()
     else:
         distributed.init_process_group("gloo" if device.type == "cpu" else "nccl", timeout=LONGEST_WAIT)
         try:
