@@ -8,7 +8,7 @@ from segserve.predictor import build_predictor
 from segserve.spec import ModelSpec
 from tests.conftest import ToyEngine, expected_probs
 from training import reference
-from training.data import read_image
+from training.data import read_for, read_image
 from training.layouts import Dataset, open_dataset
 from training.reference import measure_reference
 from training.synthetic import write_segmentation_set
@@ -51,6 +51,6 @@ def test_of_a_large_split_some_at_even_distances(
 ) -> None:
     monkeypatch.setattr(reference, "MOST_IMAGES", 3)
     asked: list[Path] = []
-    monkeypatch.setattr(reference, "read_image", lambda path: asked.append(path) or read_image(path))
+    monkeypatch.setattr(reference, "read_for", lambda spec, path: asked.append(path) or read_for(spec, path))
     assert measure_reference(spec, ToyEngine(), dataset).num_images == 3
     assert asked == [dataset.split("val")[index].image for index in (0, 2, 4)]

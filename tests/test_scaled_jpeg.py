@@ -25,8 +25,9 @@ from segserve.spec import ModelSpec
 from tests.pictures import lossless_jpeg
 from training.data import load_sample
 from training.evaluate import outcomes, predicted_classes
-from training.layouts import Sample
+from training.layouts import Dataset, Sample
 from training.pictures import error_map
+from training.reference import measure_reference
 
 WIDTH, HEIGHT = 640, 400
 
@@ -188,3 +189,23 @@ def test_training_and_evaluation_read_what_the_service_sees(artifact: Artifact, 
     assert outcome.predicted.shape == error_map(outcome).shape[:2] == (WIDTH, HEIGHT)
     (prediction,) = predictor.predict([Query(image_HWC=served, sent_size=(WIDTH, HEIGHT))])
     assert np.array_equal(outcome.predicted, predicted_classes(prediction))
+
+
+def test_the_reference_is_of_what_the_service_sees(artifact: Artifact, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg(orientation=6))
+    scaled = scaling(artifact)
+    engine = TorchEngine(scaled.network)
+    dataset = Dataset(
+        root=tmp_path,
+        task="segmentation",
+        classes=scaled.spec.classes,
+        ignore_index=None,
+        splits={"val": (Sample(image=tmp_path / "a.jpg", truth=tmp_path / "a.png"),)},
+        complaints_by_split={},
+    )
+    served = decode_scaled(jpeg(orientation=6), needed=lambda _: (40, 64))
+    (prediction,) = build_predictor(scaled.spec, engine).predict(
+        [Query(image_HWC=served.image_HWC, sent_size=served.sent_size)]
+    )
+    pixels_K = np.bincount(predicted_classes(prediction).ravel(), minlength=4)
+    assert measure_reference(scaled.spec, engine, dataset).class_shares == tuple(pixels_K / pixels_K.sum())

@@ -6,7 +6,7 @@ from segserve.drift import BINS, bin_of, summary
 from segserve.prediction import Query
 from segserve.predictor import Engine, build_predictor
 from segserve.spec import ModelSpec, ReferenceSpec
-from training.data import read_image
+from training.data import read_for
 from training.layouts import Dataset
 
 SPLIT = "val"
@@ -26,7 +26,8 @@ def measure_reference(spec: ModelSpec, engine: Engine, dataset: Dataset) -> Refe
     images = dict.fromkeys(BINS, 0)
     chosen = np.linspace(0, len(samples) - 1, min(len(samples), MOST_IMAGES)).round().astype(int)
     for index in chosen:
-        prediction = predictor.predict([Query(image_HWC=read_image(samples[index].image))])[0]
+        decoded = read_for(spec.preprocess, samples[index].image)
+        prediction = predictor.predict([Query(image_HWC=decoded.image_HWC, sent_size=decoded.sent_size)])[0]
         counted = summary(prediction, num_classes=spec.num_classes)
         counts_K += counted.counts_K
         images[bin_of(counted.confidence)] += 1
