@@ -104,6 +104,12 @@ def test_a_picture_of_masks_shows_the_error_colour(spec: ModelSpec) -> None:
     assert {ERROR_COLOR, VOID_COLOR, *(entry.color for entry in spec.classes)} <= colors
 
 
+def test_a_mask_of_void_has_no_wrong_pixels(spec: ModelSpec) -> None:
+    """The mean of none was nan, with a warning of numpy's, which fails here."""
+    shown = [_outcome(np.full((30, 40), IGNORE, dtype=np.uint8), np.zeros((30, 40), dtype=np.uint8))]
+    assert _opened(samples_png(shown, classes=spec.classes, task="segmentation")).width > 800
+
+
 @pytest.mark.parametrize("number", [1, 5, 12])
 def test_a_picture_of_labels(labels_spec: ModelSpec, number: int) -> None:
     shown = [_label(index % K, 0, confidence=0.5) for index in range(number)]

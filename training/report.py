@@ -209,7 +209,8 @@ def _draw_masks(shown: Sequence[Outcome], classes: tuple[ClassSpec, ...]) -> Fig
     figure.suptitle("val images, from the best to the worst", fontsize=11, color=INK, fontweight="bold")
     rows = figure.subplots(len(shown), 4, squeeze=False)
     for row, outcome in zip(rows, shown, strict=True):
-        wrong = np.mean((outcome.predicted != outcome.truth)[outcome.truth != IGNORE]) if outcome.truth.size else 0.0
+        counts_HW = outcome.truth != IGNORE
+        wrong = np.mean((outcome.predicted != outcome.truth)[counts_HW]) if counts_HW.any() else 0.0
         pictures = {
             f"{outcome.sample.image.stem}, mIoU {1 - outcome.risk:.3f}": outcome.image_HWC,
             "truth": paint(outcome.truth, classes),
