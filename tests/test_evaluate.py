@@ -255,6 +255,20 @@ def test_a_mask_that_does_not_fit_is_refused(masked: Path, artifact: Artifact, v
         evaluate(artifact, masked)
 
 
+@pytest.mark.parametrize("void", [9, None])
+def test_white_is_no_void_unless_the_data_set_says_so(masked: Path, artifact: Artifact, void: int | None) -> None:
+    """The white half of a mask of 0 and 255 counted nowhere, and the score was that of the black one."""
+    (masked / "classes.json").write_text(CLASSES.replace("9", json.dumps(void)))
+    for index, size in enumerate(SIZES):
+        mask_HW = np.zeros(size, dtype=np.uint8)
+        mask_HW[: size[0] // 2] = 255
+        Image.fromarray(mask_HW).save(masked / f"masks/val/{index}.png")
+    with pytest.raises(ValueError, match=rf"val/0.png to have 255 only where .* but it is {void}: see `segserve lint`"):
+        evaluate(artifact, masked)
+    (masked / "classes.json").write_text(CLASSES.replace("9", "255"))
+    assert evaluate(artifact, masked).classes[0].count == sum(height * width for height, width in SIZES) // 2 + 32
+
+
 def test_a_class_without_pixels_has_no_score(masked: Path, spec: ModelSpec) -> None:
     dataset = open_dataset(masked, "segmentation")
     nothing = summarise([np.zeros((4, 4), dtype=np.int64)], dataset, split="val")

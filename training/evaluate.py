@@ -24,7 +24,7 @@ from training.boundary import TRIMAP_RADII, WIDTHS, BoundaryTally
 from training.calibration import ProbabilityTally
 from training.certainty import Certainty, ImageTally, PixelTally, certainty
 from training.config import Layout
-from training.data import IGNORE, read_for, read_truth
+from training.data import IGNORE, read_for, read_truth, stored_mask
 from training.layouts import Dataset, Sample, open_dataset
 from training.metrics import (
     Confusion,
@@ -297,6 +297,7 @@ def outcomes(
         predictions: Sequence[Prediction] = predictor.predict(queries)
         for (sample, _), query, prediction in zip(group, queries, predictions, strict=True):
             truth = read_truth(sample, ignore_index=ignore_index)
+            _check_void(sample, truth, ignore_index=ignore_index)
             yield _outcome(sample, query, truth, prediction, num_classes=predictor.spec.num_classes)
 
 
@@ -313,6 +314,17 @@ def _groups(samples: Sequence[Sample], preprocess: PreprocessSpec) -> Iterator[l
             group, pixels = [], 0
     if group:
         yield group
+
+
+def _check_void(sample: Sample, truth: NDArray[np.uint8], *, ignore_index: int | None) -> None:
+    """Refuse 255 where it is not the set's void: such pixels, as the white ones of 0 and 255, would count nowhere."""
+    if isinstance(sample.truth, int) or ignore_index == IGNORE or not (truth == IGNORE).any():
+        return
+    if (stored_mask(sample.truth) == IGNORE).any():
+        raise ValueError(
+            f"expected {sample.truth} to have {IGNORE} only where that is the data set's ignore_index, but it is "
+            f"{ignore_index}: see `segserve lint`"
+        )
 
 
 def _outcome(
