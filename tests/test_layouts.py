@@ -120,6 +120,14 @@ def test_rows_without_images_and_images_without_rows_are_complained_of(write: Wr
     )
 
 
+def test_two_rows_of_an_image_are_complained_of(write: Write) -> None:
+    write("labels.csv", content="split,stem,label\ntrain,x,pear\ntrain,y,apple\ntrain,x,apple\nval,x,pear\n")
+    root = write("images/train/x.png", "images/train/y.png", "images/val/x.png")
+    assert open_dataset(root, "classification").complaints == (
+        "labels.csv: expected one row for train,x, but there are several: leave one",
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [

@@ -139,9 +139,11 @@ def _read_labelled(reading: Reading) -> tuple[ClassSpec, ...]:
     indices = {name: index for index, name in enumerate(names)}
     for split in SPLITS:
         images = _by_stem(reading, split, "images")
-        labels = {row["stem"]: indices[row["label"]] for row in rows if row["split"] == split}
+        own, table = [row for row in rows if row["split"] == split], reading.root / LABELS
+        labels = {row["stem"]: indices[row["label"]] for row in own}
+        for stem in sorted(stem for stem, count in Counter(row["stem"] for row in own).items() if count > 1):
+            reading.complain(split, table, f"expected one row for {split},{stem}, but there are several: leave one")
         for stem in sorted(labels.keys() - images.keys()):
-            table = reading.root / LABELS
             reading.complain(split, table, f"expected an image images/{split}/{stem}.*, but there is none")
         for stem in sorted(images.keys() - labels.keys()):
             reading.complain(split, images[stem], f"expected a row for {split},{stem} in {LABELS}, but there is none")
