@@ -269,6 +269,13 @@ def test_white_is_no_void_unless_the_data_set_says_so(masked: Path, artifact: Ar
     assert evaluate(artifact, masked).classes[0].count == sum(height * width for height, width in SIZES) // 2 + 32
 
 
+def test_a_split_of_void_has_no_score(masked: Path, artifact: Artifact) -> None:
+    for index, size in enumerate(SIZES):
+        Image.fromarray(np.full(size, 9, dtype=np.uint8)).save(masked / f"masks/val/{index}.png")
+    with pytest.raises(ValueError, match=r"expected split 'val' of .* to have pixels that count, but all .* are void"):
+        evaluate(artifact, masked)
+
+
 def test_a_class_without_pixels_has_no_score(masked: Path, spec: ModelSpec) -> None:
     dataset = open_dataset(masked, "segmentation")
     nothing = summarise([np.zeros((4, 4), dtype=np.int64)], dataset, split="val")

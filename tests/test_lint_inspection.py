@@ -149,6 +149,18 @@ def test_an_empty_split(root: Path) -> None:
     assert inspect(root, "segmentation").splits[1].images == 0
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_of_nothing_but_void(three: Path, split: str) -> None:
+    """No score can be had of it; a training wrote nan, which no later command could read."""
+    for path in _masks(three, split):
+        _save(path, np.full_like(_load(path), 255))
+    (error,) = inspect(three, "segmentation").of("error")
+    assert (error.kind, error.split) == ("empty_split", split)
+    assert error.sentence == "expected pixels of a class, but all of its masks are void: draw them"
+    with pytest.raises(ValueError, match=rf"1 fault\(s\), correct them:\n  split {split}: expected pixels of a class"):
+        checked_dataset(three, "segmentation")
+
+
 def test_a_folder_without_classes(tmp_path: Path) -> None:
     (fault,) = check_dataset(tmp_path, "segmentation")
     assert "classes.json, which names the classes, but it is missing" in fault

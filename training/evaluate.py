@@ -253,6 +253,11 @@ def evaluate_dataset(
         probabilities=True,
     )
     evaluation = assess(found, dataset, split=split, tta=tta, aggregate=aggregate, spec=artifact.spec)
+    if not any(map(any, evaluation.confusion)):
+        raise ValueError(
+            f"expected split {split!r} of {dataset.root} to have pixels that count, but all of them are void: "
+            "see `segserve lint`"
+        )
     return evaluation.model_copy(update={"engine": chosen.name})
 
 

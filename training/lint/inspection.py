@@ -131,6 +131,7 @@ def _file_findings(dataset: Dataset, looks: Sequence[Look], encoding: Encoding) 
             yield Finding(kind="unreadable", severity="error", split=look.split, files=(name,), sentence=sentence)
         if isinstance(look.truth, MaskFacts):
             yield from _mask_findings(dataset, look, look.truth, encoding)
+    yield from _void_splits(dataset, looks, encoding)
     yield from _duplicates(looks)
     yield from _one_class(dataset, _understood(looks, encoding))
 
@@ -144,6 +145,17 @@ def _empty_splits(dataset: Dataset) -> Iterator[Finding]:
     for split in SPLITS:
         if not dataset.splits.get(split) and (split in dataset.splits or split != "test"):
             sentence = "expected at least one image with its truth, but there is none"
+            yield Finding(kind="empty_split", severity="error", split=split, sentence=sentence)
+
+
+def _void_splits(dataset: Dataset, looks: Sequence[Look], encoding: Encoding) -> Iterator[Finding]:
+    for split in ("train", "val"):
+        masks = _masks(look for look in looks if look.split == split)
+        is_void = [
+            encoding.coding[mask.name] == "index" and mask.values_V.tolist() == [dataset.ignore_index] for mask in masks
+        ]
+        if masks and all(is_void):
+            sentence = "expected pixels of a class, but all of its masks are void: draw them"
             yield Finding(kind="empty_split", severity="error", split=split, sentence=sentence)
 
 
