@@ -417,6 +417,8 @@ def test_masks_beside_the_masks(three: Path) -> None:
     for path in (three / "masks_drawn").glob("*/*"):
         _save(path, np.array(COLORS, dtype=np.uint8)[_load(path)])
     (three / "masks_drawn/val/0.png").write_bytes(b"")
+    (three / "masks_drawn/val/.DS_Store").write_bytes(b"of the Finder's, as ._0.png is")
+    (three / "masks_drawn/val/._0.png").write_bytes(b"")
     unreadable, other = inspect(three, "segmentation").findings
     assert (unreadable.severity, unreadable.files) == ("warning", ("masks_drawn/val/0.png",))
     assert (other.kind, other.severity, len(other.files)) == ("other_masks", "warning", 5)

@@ -495,7 +495,8 @@ def _same_recording(
 def _other_mask_findings(dataset: Dataset) -> Iterator[Finding]:
     """Folders beside `masks` whose masks are coded otherwise."""
     for folder in sorted(dataset.root.glob("masks?*")) if dataset.task == "segmentation" else ():
-        paths = [path for split in SPLITS for path in sorted((folder / split).glob("*.*"))]
+        found_in = [path for split in SPLITS for path in sorted((folder / split).glob("*.*"))]
+        paths = [path for path in found_in if path.is_file() and not path.name.startswith(".")]
         found = over_files(lambda path: _facts_or_error(path, dataset), paths)
         for path, error in zip(paths, found, strict=True):
             if isinstance(error, ValueError):
