@@ -107,3 +107,13 @@ def test_it_is_written_whole(report: Report, tmp_path: Path) -> None:
     write_page(report, tmp_path / "lint.html")
     assert (tmp_path / "lint.html").read_text() == page(report)
     assert [path.name for path in tmp_path.iterdir()] == ["lint.html"]
+
+
+def test_beside_a_mask_is_the_image_of_its_name(tmp_path: Path) -> None:
+    """Whatever is in the name, and whichever others begin like it."""
+    write_segmentation_set(tmp_path, seed=0, num_train=2, num_val=2, side=32)
+    for kind in ("images", "masks"):
+        (tmp_path / kind / "train/0000.png").rename(tmp_path / kind / "train/cell [1].png")
+        (tmp_path / kind / "train/0001.png").rename(tmp_path / kind / "train/cell [1].2.png")
+    Image.fromarray(np.full((32, 32), 77, dtype=np.uint8)).save(tmp_path / "masks/train/cell [1].png")
+    assert "images/train/cell [1].png · masks/train/cell [1].png" in page(inspect(tmp_path, "segmentation"))

@@ -172,7 +172,8 @@ def _shown(finding: Finding, index: int, report: Report) -> list[str]:
     place = Path(name)
     if not name.startswith("masks") or len(place.parts) < 3:
         return [name]
-    images = sorted((Path(report.dataset) / "images" / place.parts[1]).glob(f"{place.stem}.*"))
+    beside = (Path(report.dataset) / "images" / place.parts[1]).glob("*")
+    images = sorted(path for path in beside if path.stem == place.stem)
     return [*(image.relative_to(report.dataset).as_posix() for image in images[:1]), name]
 
 
