@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import PurePath
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -364,8 +364,16 @@ def _scale(image: ImageFile.ImageFile, data: bytes, needed: Size) -> int:
 
 def _upright(image: Image.Image, pixels: Image.Image) -> Image.Image:
     """As the camera was held. Unlike Pillow's `exif_transpose` this writes no EXIF, which fails on broken tags."""
-    method = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))  # Pillow turns TIFF itself while loading
+    method = UPRIGHT.get(_orientation(image))  # Pillow turns TIFF itself while loading
     return pixels if method is None else pixels.transpose(method)
+
+
+def _orientation(image: Image.Image) -> Any:
+    """As EXIF says; 1 where it cannot be read, which is no reason to refuse the pixels."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except (SyntaxError, struct.error):  # Pillow's for what is no EXIF, or cut short
+        return 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -488,6 +488,14 @@ def test_a_broken_tag_is_no_reason_to_refuse_the_pixels(kind: str) -> None:
     assert decode(Image.new("RGB", (20, 10)), kind, exif=broken).shape == (20, 10, 3)
 
 
+@tolerates_pillows_warnings
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("exif", [b"Exif\0\0no such thing", b"Exif\0\0II*\0\x08"], ids=["no EXIF", "cut short"])
+def test_a_description_that_is_none_is_no_reason_to_refuse_the_pixels(exif: bytes, kind: str) -> None:
+    resolution = {} if kind == "WEBP" else {"dpi": (72, 72)}  # for want of it Pillow looks for one in EXIF
+    assert decode(Image.new("RGB", (20, 10)), kind, exif=exif, **resolution).shape == (10, 20, 3)
+
+
 def test_running_out_of_memory_is_not_blamed_on_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_memory(*_: object) -> None:
         raise MemoryError
