@@ -225,10 +225,8 @@ class SegmentationPredictor(ImagePredictor[SegmentationPrediction]):
         with clock("postprocess"):
             canvas = Canvas(query)
             canvas.note(maps_MHW)
-            top = 0
-            for band_MHW in upright_bands(canvas.needed(maps_MHW), query.size):
-                canvas.paint(band_MHW, top=top, left=0)
-                top += band_MHW.shape[1]
+            for band_MHW, top, left in upright_bands(canvas.needed(maps_MHW), query.size):
+                canvas.paint(band_MHW, top=top, left=left)
             return canvas.prediction(num_windows=1)
 
     def _predict_windows(

@@ -80,21 +80,30 @@ def pad(image_CHW: Tensor, size: Size) -> Tensor:
     return functional.pad(image_CHW, (0, size[1] - width, 0, size[0] - height), mode="replicate")
 
 
-def upright_bands(probs_KHW: Tensor, size: Size) -> Iterator[Tensor]:
+def upright_bands(probs_KHW: Tensor, size: Size) -> Iterator[tuple[Tensor, int, int]]:
     """Bilinear interpolation of the probabilities to `size`, in horizontal bands from top to bottom.
 
     Equals `torch.nn.functional.interpolate(mode="bilinear", align_corners=False)` on the whole, but never holds more
-    than one band of the result, so that memory stays bounded whatever the image's size.
+    than one band of the result, so that memory stays bounded whatever the image's size. Where a single row would be too
+    much, it comes in pieces from left to right.
+
+    Yields:
+        The band or piece (K, h, w), and its first row and column.
     """
     num_classes, height, width = probs_KHW.shape
     target_height, target_width = size
     if (height, width) == size:
-        yield probs_KHW
+        yield probs_KHW, 0, 0
         return
-    rows = max(1, BAND_ELEMENTS // (num_classes * max(target_width, width)))
-    for first in range(0, target_height, rows):
-        band_KHW = _interpolate_rows(probs_KHW, first, min(first + rows, target_height), target_height)
-        yield functional.interpolate(band_KHW[None], (band_KHW.shape[1], target_width), mode="bilinear")[0]
+    columns = min(target_width, max(1, BAND_ELEMENTS // num_classes))
+    rows = max(1, BAND_ELEMENTS // (num_classes * max(columns, width)))
+    for top in range(0, target_height, rows):
+        band_KHW = _interpolate_rows(probs_KHW, top, min(top + rows, target_height), target_height)
+        if columns == target_width:
+            yield functional.interpolate(band_KHW[None], (band_KHW.shape[1], columns), mode="bilinear")[0], top, 0
+            continue
+        for left in range(0, target_width, columns):
+            yield _interpolate_rows(band_KHW.mT, left, min(left + columns, target_width), target_width).mT, top, left
 
 
 def _interpolate_rows(probs_KHW: Tensor, first: int, last: int, target_height: int) -> Tensor:

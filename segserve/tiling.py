@@ -71,8 +71,10 @@ def grid(size: Size, sizing: Sizing) -> Grid:
 def spans(length: int, side: int, overlap: int) -> tuple[Span, ...]:
     """Windows of at most `side` pixels over an axis of `length`; neighbours share `overlap` at least."""
     last = max(0, _aligned(length) - side)
+    if last == 0:
+        return (Span(0, length, torch.ones(1).expand(length)),)  # of any length, in no memory
     num_steps = math.ceil(last / ((side - overlap) // STRIDE * STRIDE))
-    starts = [0, *(STRIDE * round(index * last / num_steps / STRIDE) for index in range(1, num_steps + 1))]
+    starts = [STRIDE * round(index * last / num_steps / STRIDE) for index in range(num_steps + 1)]
     extents = [(start, min(start + side, length)) for start in starts]
     return tuple(Span(*extent, _weights(extents, index, overlap)) for index, extent in enumerate(extents))
 

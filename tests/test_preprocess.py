@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -131,13 +133,19 @@ def test_bands_equal_interpolation_of_the_whole(
 ) -> None:
     monkeypatch.setattr(preprocess, "BAND_ELEMENTS", band_elements)
     probs_KHW = torch.rand(3, *source)
-    bands = list(upright_bands(probs_KHW, target))
-    whole = functional.interpolate(probs_KHW[None], target, mode="bilinear", align_corners=False)[0]
-    torch.testing.assert_close(torch.cat(bands, dim=1), whole, atol=1e-5, rtol=0)
+    joined_KHW = torch.full((3, *target), math.nan)
+    for band_KHW, top, left in upright_bands(probs_KHW, target):
+        joined_KHW[:, top : top + band_KHW.shape[1], left : left + band_KHW.shape[2]] = band_KHW
+    whole_KHW = functional.interpolate(probs_KHW[None], target, mode="bilinear", align_corners=False)[0]
+    torch.testing.assert_close(joined_KHW, whole_KHW, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("elements", "rows"), [(1, 1), (3 * 200, 1), (3 * 200 * 10, 10)])
-def test_a_band_holds_no_more_than_its_share(elements: int, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("elements", "shape"), [(1, (1, 1)), (3 * 50, (1, 50)), (3 * 200, (1, 200)), (3 * 200 * 10, (10, 200))]
+)
+def test_a_band_holds_no_more_than_its_share(elements: int, shape: Size, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of an image of one row, which may be as wide as it likes."""
     monkeypatch.setattr(preprocess, "BAND_ELEMENTS", elements)
     bands = list(upright_bands(torch.rand(3, 20, 20), (100, 200)))
-    assert [band.shape[1] for band in bands] == [rows] * (100 // rows)
+    assert {tuple(band_KHW.shape) for band_KHW, _, _ in bands} == {(3, *shape)}
+    assert len(bands) == 100 * 200 // math.prod(shape)

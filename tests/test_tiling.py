@@ -89,6 +89,13 @@ def test_a_window_counts_nothing_at_its_edges_but_at_the_images_border() -> None
     assert (second.weights_N[16:48].diff() > 0).all()
 
 
+def test_the_only_window_of_an_axis_takes_no_memory_for_its_weights() -> None:
+    """A file of 100 kB can be an image of one row and 100 million columns."""
+    (span,) = spans(1_000_000, 1_000_000, 0)
+    assert (span.start, span.stop, span.weights_N.shape) == (0, 1_000_000, (1_000_000,))
+    assert span.weights_N.untyped_storage().nbytes() == 4
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("plan", ["none", "flips", "d4"])
 def test_tiles_equal_the_whole_with_a_small_receptive_field(size: Size, plan: Plan, spec: ModelSpec) -> None:
