@@ -7,6 +7,7 @@ import base64
 import io
 import os
 import random
+import re
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from http import HTTPStatus
 from itertools import count
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack
+from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack, get_args
 from urllib.parse import quote
 
 import httpx
@@ -42,6 +43,7 @@ from segserve.answers import (
     read_segmentation,
 )
 from segserve.api import Form, LabelsAnswer, Options, ProblemAnswer, Render
+from segserve.clock import Stage
 from segserve.forms.part import Part
 from segserve.settings import explain
 from segserve.spec import Aggregate, Measure, Plan
@@ -54,6 +56,8 @@ LONGEST_PAUSE = 10.0
 """Seconds between attempts where the service does not say how many: they double, from the one to the other."""
 TOKEN = "SEGSERVE_TOKEN"
 """Environment variable: the token that is sent where no other is given."""
+STAGE = re.compile(rf"(?:^|[ ,])({'|'.join(get_args(Stage))});dur=([0-9]+(?:\.[0-9]+)?)")
+"""One of the service's stages in `Server-Timing`, to which proxies add entries of their own, in whatever form."""
 UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
 
@@ -366,14 +370,13 @@ def _as_text(value: object) -> str:
 
 def _reply(response: httpx.Response, request_id: str) -> Reply:
     headers = response.headers
-    stages = (entry.partition(";dur=") for entry in headers.get("Server-Timing", "").split(", ") if ";dur=" in entry)
     return Reply(
         content_type=headers.get("Content-Type", ""),
         body=response.content,
         model=headers.get("X-Segserve-Model", ""),
         version=headers.get("X-Segserve-Version", ""),
         request_id=request_id,
-        timings_ms={stage: float(duration) for stage, _, duration in stages},
+        timings_ms={stage: float(duration) for stage, duration in STAGE.findall(headers.get("Server-Timing", ""))},
         degraded=headers.get("X-Segserve-Degraded", ""),
     )
 

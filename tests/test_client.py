@@ -111,6 +111,15 @@ def test_asks_the_model_and_hands_over_the_answer() -> None:
     assert reply.degraded == "tta"
 
 
+@pytest.mark.parametrize(
+    "added", ["edge;dur=2,origin;dur=35", 'cache;dur=1;desc="a;dur=b"', "x-decode;dur=9", "dur;dur="]
+)
+def test_what_proxies_add_to_the_timings_is_no_reason_to_lose_the_answer(added: str) -> None:
+    head = {"Server-Timing": f"{added},decode;dur=1.5, forward;dur=20,{added}"}
+    with scripted((200, head, b"mask")) as script, script.client() as client:
+        assert client.ask(IMAGE).timings_ms == {"decode": 1.5, "forward": 20.0}
+
+
 def test_a_token_is_sent_the_given_one_before_that_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SEGSERVE_TOKEN", raising=False)
     with scripted(OK) as script:
