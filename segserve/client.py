@@ -416,5 +416,5 @@ def _seconds(retry_after: str) -> float | None:
 
 def _pause(error: ServiceError, attempt: int) -> float:
     """Seconds before the next attempt: never less than the service asks for, and not the same for all clients."""
-    backoff = min(LONGEST_PAUSE, FIRST_PAUSE * 2**attempt) * random.uniform(0.5, 1.0)
+    backoff = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(attempt, 10)) * random.uniform(0.5, 1.0)
     return backoff if error.retry_after is None else error.retry_after + random.uniform(0.0, FIRST_PAUSE)

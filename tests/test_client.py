@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from segserve.api import Options, Request, parse_request
-from segserve.client import AskedInFull, Client, ConnectionFailed, ProblemError, ServiceError
+from segserve.client import AskedInFull, Client, ConnectionFailed, ProblemError, ServiceError, _pause
 from tests.conftest import random_image
 
 IMAGE = b"\x89PNG any bytes \r\n--\xff"
@@ -285,6 +285,10 @@ def test_pauses_grow() -> None:
         client.ask(IMAGE)
     for pause, longest in zip(pauses(script), (0.5, 1.0), strict=True):
         assert longest / 2 <= pause < longest + 0.4
+
+
+def test_pauses_stay_the_longest_however_often_it_was_asked() -> None:
+    assert 5 <= _pause(ConnectionFailed("no service", was_sent=False), 5000) <= 10
 
 
 def test_gives_up_after_its_retries() -> None:
