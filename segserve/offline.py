@@ -117,8 +117,13 @@ def _answered(
     for (name, query), outcome in zip(queries.items(), outcomes, strict=True):
         if isinstance(outcome, Exception):
             yield name, f"expected an image that can be predicted, but got: {outcome}"
+            continue
+        try:
+            files = _files(outcome, query, artifact, clock)
+        except Problem as problem:
+            yield name, str(problem)
         else:
-            yield name, _files(outcome, query, artifact, clock)
+            yield name, files
 
 
 def _files(prediction: Prediction, query: Query, artifact: Artifact, batch_clock: StageClock) -> dict[str, bytes]:

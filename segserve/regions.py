@@ -19,6 +19,8 @@ from segserve.problem import Problem
 from segserve.watershed import split_touching
 
 MAX_OBJECTS = 20_000
+MAX_RUNS = 10_000_000
+"""Along the rows, or the columns, of a mask: each takes up to 80 bytes on its way to an answer."""
 NO_OBJECT = 0
 """Label of pixels that belong to no object."""
 
@@ -58,11 +60,21 @@ class Runs:
 
 
 def find_runs(labels_HW: Labels) -> Runs:
-    """All runs along the rows of an image of at least one pixel."""
+    """All runs along the rows of an image of at least one pixel.
+
+    Raises:
+        Problem: `too-large`, more than `MAX_RUNS`.
+    """
     flat = labels_HW.ravel()
     is_start = np.ones(flat.size, dtype=np.bool_)
     np.not_equal(flat[1:], flat[:-1], out=is_start[1:])
     is_start[:: labels_HW.shape[1]] = True
+    if (num_runs := int(is_start.sum())) > MAX_RUNS:
+        raise Problem(
+            "too-large",
+            f"expected at most {MAX_RUNS} runs of one class along the mask's rows or columns, but got {num_runs}: ask "
+            "for format=png, or for a larger min_area",
+        )
     starts_R = np.flatnonzero(is_start)
     return Runs(
         starts_R=starts_R,

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from cli import main
-from segserve import offline
+from segserve import offline, regions
 from segserve.artifact import Artifact
 from segserve.clock import StageClock
 from segserve.offline import load_predictor, predict_files
@@ -62,3 +62,18 @@ def test_a_folder_among_the_images_is_said_in_one_sentence(
     printed = capsys.readouterr()
     assert "expected the file of an image, but it cannot be read: Is a directory" in printed.err + printed.out
     assert "Errno" not in printed.err + printed.out
+
+
+def test_an_image_without_an_answer_does_not_end_the_others(
+    artifact: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its mask has more runs than the JSON may name; the limit is lowered."""
+    monkeypatch.setattr(regions, "MAX_RUNS", 1000)
+    Image.fromarray(random_image(32, 1)).save(tmp_path / "a.png")
+    Image.fromarray(random_image(1100, 1)).save(tmp_path / "b.png")
+    Image.fromarray(random_image(16, 1)).save(tmp_path / "c.png")
+    images = [str(tmp_path / f"{name}.png") for name in "abc"]
+    assert main(["predict", str(artifact.path), *images, "--out", str(tmp_path / "out")]) == 1
+    printed = capsys.readouterr()
+    assert "expected at most 1000 runs of one class" in printed.err + printed.out
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.json", "a.png", "c.json", "c.png"]

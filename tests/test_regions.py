@@ -97,6 +97,18 @@ def test_too_many_objects_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert raised.value.status == 413
 
 
+@pytest.mark.parametrize("shape", [(9, 1), (1, 9)])
+def test_masks_of_too_many_runs_are_refused(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row of an image one pixel wide is one, whatever it shows."""
+    monkeypatch.setattr(regions, "MAX_RUNS", 8)
+    labels = regions.LabelMap(labels_HW=np.zeros(shape, dtype=np.uint8))
+    with pytest.raises(
+        Problem, match=r"expected at most 8 runs of one class .* but got 9: ask for format=png"
+    ) as raised:
+        assert labels.rows.lengths_R.tolist() == labels.columns.lengths_R.tolist()
+    assert raised.value.status == 413
+
+
 def test_min_area_brings_objects_below_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(regions, "MAX_OBJECTS", 6)
     mask_HW = CASES["single pixels"]
