@@ -26,6 +26,7 @@ from tests.pictures import lossless_jpeg
 from training.data import load_sample
 from training.evaluate import outcomes, predicted_classes
 from training.layouts import Dataset, Sample
+from training.openvino_model import CalibrationImages
 from training.pictures import error_map
 from training.reference import measure_reference
 
@@ -195,17 +196,34 @@ def test_the_reference_is_of_what_the_service_sees(artifact: Artifact, tmp_path:
     (tmp_path / "a.jpg").write_bytes(jpeg(orientation=6))
     scaled = scaling(artifact)
     engine = TorchEngine(scaled.network)
-    dataset = Dataset(
-        root=tmp_path,
-        task="segmentation",
-        classes=scaled.spec.classes,
-        ignore_index=None,
-        splits={"val": (Sample(image=tmp_path / "a.jpg", truth=tmp_path / "a.png"),)},
-        complaints_by_split={},
-    )
+    dataset = dataset_of(tmp_path / "a.jpg", split="val", spec=scaled.spec)
     served = decode_scaled(jpeg(orientation=6), needed=lambda _: (40, 64))
     (prediction,) = build_predictor(scaled.spec, engine).predict(
         [Query(image_HWC=served.image_HWC, sent_size=served.sent_size)]
     )
     pixels_K = np.bincount(predicted_classes(prediction).ravel(), minlength=4)
     assert measure_reference(scaled.spec, engine, dataset).class_shares == tuple(pixels_K / pixels_K.sum())
+
+
+def test_int8_ranges_are_of_what_the_service_sees(artifact: Artifact, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg(orientation=6))
+    served_HWC = decode_scaled(jpeg(orientation=6), needed=lambda _: (40, 64)).image_HWC
+    Image.fromarray(served_HWC).save(tmp_path / "served.png")
+    scaled, whole = (scaling(artifact, scaled_jpeg=is_scaled).spec for is_scaled in (True, False))
+    cases = ((scaled, "a.jpg"), (scaled, "served.png"), (whole, "a.jpg"))
+    seen, served, of_whole = (
+        next(iter(CalibrationImages(dataset_of(tmp_path / name, split="train", spec=spec), spec)))
+        for spec, name in cases
+    )
+    assert np.array_equal(seen, served) and not np.array_equal(seen, of_whole)
+
+
+def dataset_of(image: Path, *, split: str, spec: ModelSpec) -> Dataset:
+    return Dataset(
+        root=image.parent,
+        task="segmentation",
+        classes=spec.classes,
+        ignore_index=None,
+        splits={split: (Sample(image=image, truth=image.with_name("a.png")),)},
+        complaints_by_split={},
+    )

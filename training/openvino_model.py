@@ -29,7 +29,7 @@ from segserve.networks import Network
 from segserve.prediction import Query
 from segserve.predictor import build_predictor
 from segserve.spec import EngineName, ModelSpec
-from training.data import read_image
+from training.data import read_for
 from training.layouts import Dataset
 
 CALIBRATION_IMAGES = 300
@@ -67,7 +67,8 @@ class CalibrationImages:
         predictor = build_predictor(self.spec, recorder)
         draw = np.random.default_rng(self.spec.provenance.seed)
         for file in self.files:
-            predictor.predict([Query(image_HWC=self._window(read_image(file), draw))])
+            image_HWC = read_for(self.spec.preprocess, file).image_HWC
+            predictor.predict([Query(image_HWC=self._window(image_HWC, draw))])
             yield recorder.images_BCHW.numpy()
 
     def _window(self, image_HWC: NDArray[np.uint8], draw: np.random.Generator) -> NDArray[np.uint8]:
