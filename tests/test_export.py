@@ -212,6 +212,24 @@ def test_another_data_set_in_its_place_is_not_fitted_on(
     assert "to fit it on, but it has changed: bring it back" in capsys.readouterr().err
 
 
+def test_without_its_val_split_a_run_is_exported_at_temperature_1(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = run.parent / "data"
+    folders = [path for path in data.rglob("val") if path.is_dir()]
+    for path in folders:
+        path.rename(path.with_name("elsewhere"))
+    try:
+        spec = export_run(run, tmp_path / "artifact").spec
+    finally:
+        for path in folders:
+            path.with_name("elsewhere").rename(path)
+    assert spec.calibration.split is None and spec.reference is None
+    assert f"the temperature stays 1: expected {data} to have images in split 'val', but it has" in (
+        capsys.readouterr().err
+    )
+
+
 def test_an_artifact_is_replaced_but_nothing_else(run: Path, exported: Artifact) -> None:
     assert export_run(run, exported.path).digest == exported.digest
     with pytest.raises(ValueError, match="to be an artifact or not to exist, but it is something else"):

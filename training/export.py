@@ -161,6 +161,7 @@ def _dataset_of(recipe: Recipe, spec: ModelSpec, *, purpose: str) -> Dataset:
         dataset = with_round(dataset, recipe.pseudo.round)
     if data_digest(dataset, TRAINED_ON) != spec.provenance.data_digest:
         raise ValueError(f"expected the run's data set at {root} to {purpose}, but it has changed: bring it back")
+    dataset.split(FITTED_ON)  # whole, or a ValueError
     return dataset
 
 
