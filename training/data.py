@@ -50,8 +50,21 @@ def read_truth(sample: Sample, *, ignore_index: int | None) -> NDArray[np.uint8]
     """The mask (H, W) with `IGNORE` for pixels that do not count, or the class index (), uint8."""
     if isinstance(sample.truth, int):
         return np.asarray(sample.truth, dtype=np.uint8)
-    mask_HW = stored_mask(sample.truth)
+    return void_as_ignore(stored_mask(sample.truth), ignore_index)
+
+
+def void_as_ignore(mask_HW: NDArray[np.uint8], ignore_index: int | None) -> NDArray[np.uint8]:
+    """The mask with `IGNORE` in place of the set's own `ignore_index`."""
     return mask_HW if ignore_index is None else np.where(mask_HW == ignore_index, np.uint8(IGNORE), mask_HW)
+
+
+def check_truth(sample: Sample, truth: NDArray[np.uint8], *, shape: tuple[int, ...], num_classes: int) -> None:
+    """A ValueError where a sample's truth, as `read_truth` gives it, has not its image's shape, or no such class."""
+    if truth.shape != shape or (truth[truth != IGNORE] >= num_classes).any():
+        raise ValueError(
+            f"expected {sample.truth} to have its image's size and class indices below {num_classes}, but it has not: "
+            "see `segserve lint`"
+        )
 
 
 def stored_mask(truth: Path | MaskSource) -> NDArray[np.uint8]:

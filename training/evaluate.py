@@ -24,7 +24,7 @@ from training.boundary import TRIMAP_RADII, WIDTHS, BoundaryTally
 from training.calibration import ProbabilityTally
 from training.certainty import Certainty, ImageTally, PixelTally, certainty
 from training.config import Layout
-from training.data import IGNORE, read_for, read_truth, stored_mask
+from training.data import IGNORE, check_truth, read_for, read_truth, stored_mask, void_as_ignore
 from training.layouts import Dataset, Sample, open_dataset
 from training.metrics import (
     Confusion,
@@ -301,8 +301,7 @@ def outcomes(
         ]
         predictions: Sequence[Prediction] = predictor.predict(queries)
         for (sample, _), query, prediction in zip(group, queries, predictions, strict=True):
-            truth = read_truth(sample, ignore_index=ignore_index)
-            _check_void(sample, truth, ignore_index=ignore_index)
+            truth = _truth(sample, ignore_index=ignore_index)
             yield _outcome(sample, query, truth, prediction, num_classes=predictor.spec.num_classes)
 
 
@@ -321,26 +320,24 @@ def _groups(samples: Sequence[Sample], preprocess: PreprocessSpec) -> Iterator[l
         yield group
 
 
-def _check_void(sample: Sample, truth: NDArray[np.uint8], *, ignore_index: int | None) -> None:
-    """Refuse 255 where it is not the set's void: such pixels, as the white ones of 0 and 255, would count nowhere."""
-    if isinstance(sample.truth, int) or ignore_index == IGNORE or not (truth == IGNORE).any():
-        return
-    if (stored_mask(sample.truth) == IGNORE).any():
+def _truth(sample: Sample, *, ignore_index: int | None) -> NDArray[np.uint8]:
+    """As `read_truth`, but 255 must be the set's void: the white of 0 and 255, for one, would count nowhere."""
+    if isinstance(sample.truth, int):
+        return read_truth(sample, ignore_index=ignore_index)
+    mask_HW = stored_mask(sample.truth)
+    if ignore_index != IGNORE and (mask_HW == IGNORE).any():
         raise ValueError(
             f"expected {sample.truth} to have {IGNORE} only where that is the data set's ignore_index, but it is "
             f"{ignore_index}: see `segserve lint`"
         )
+    return void_as_ignore(mask_HW, ignore_index)
 
 
 def _outcome(
     sample: Sample, query: Query, truth: NDArray[np.uint8], prediction: Prediction, *, num_classes: int
 ) -> Outcome:
     predicted = predicted_classes(prediction)
-    if truth.shape != predicted.shape or (truth[truth != IGNORE] >= num_classes).any():
-        raise ValueError(
-            f"expected {sample.truth} to have its image's size and class indices below {num_classes}, "
-            "but it has not: see `segserve lint`"
-        )
+    check_truth(sample, truth, shape=predicted.shape, num_classes=num_classes)
     return Outcome(
         sample=sample,
         image_HWC=query.image_HWC,

@@ -27,7 +27,7 @@ from segserve.preprocess import working_size
 from segserve.spec import Measure, ModelSpec, Plan
 from segserve.whole import write_whole
 from training.config import Layout, recipe_of
-from training.data import IGNORE, data_digest, read_image, read_truth
+from training.data import check_truth, data_digest, read_image, read_truth
 from training.flywheel.copies import HELD_OUT, copies
 from training.flywheel.round import Entry, Round, RoundOrder, link
 from training.flywheel.scores import agreement, image_scores
@@ -255,11 +255,7 @@ def _look_at_held_out(labeller: Labeller, found: Round, dataset: Dataset, split:
         zip(samples, names, strict=True), total=len(names), desc="held out", unit="image", disable=None, leave=False
     ):
         truth_HW, image_HWC = read_truth(sample, ignore_index=dataset.ignore_index), read_image(sample.image)
-        if truth_HW.shape != image_HWC.shape[:2] or (truth_HW[truth_HW != IGNORE] >= spec.num_classes).any():
-            raise ValueError(
-                f"expected {sample.truth} to have its image's size and class indices below {spec.num_classes}, but it "
-                "has not: see `segserve lint`"
-            )
+        check_truth(sample, truth_HW, shape=image_HWC.shape[:2], num_classes=spec.num_classes)
         seen = labeller.look(image_HWC)
         link(sample.image, found.path / "images/val" / name)
         write_whole(found.path / "masks/val" / f"{Path(name).stem}.png", encode_index_png(truth_HW, spec.classes))
