@@ -282,7 +282,7 @@ def _sampled(settings: DeploySettings, folder: RunFolder) -> Iterator[None]:
 
 def _files(folder: Path, *, count: int) -> list[Path]:
     listed = folder.iterdir() if folder.is_dir() else ()
-    found = sorted(path for path in listed if path.is_file() and may_be_image(path))
+    found = sorted(path for path in listed if path.is_file() and may_be_image(path.relative_to(folder)))
     if not found:
         raise ValueError(f"expected images in the folder {folder}, but there are none: name another with --images")
     return found[:count]

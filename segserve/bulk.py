@@ -102,10 +102,9 @@ class _Place:
         return cls(*fs.FileSystem.from_uri(name if "://" in name else str(Path(name).resolve())))
 
     def files(self) -> list[str]:
-        """Their names below the root, in order; hidden ones are none."""
+        """Their names below the root, in order."""
         found = self.system.get_file_info(fs.FileSelector(self.root, recursive=True, allow_not_found=True))
-        names = [info.path.removeprefix(self.root).lstrip("/") for info in found if info.is_file]
-        return sorted(name for name in names if not any(part.startswith(".") for part in PurePosixPath(name).parts))
+        return sorted(info.path.removeprefix(self.root).lstrip("/") for info in found if info.is_file)
 
     def read(self, name: str) -> bytes:
         with self.system.open_input_stream(f"{self.root}/{name}") as stream:

@@ -143,8 +143,8 @@ def _too_slow() -> Problem:
 
 
 def may_be_image(path: PurePath) -> bool:
-    """By its name alone: what is hidden is none, nor is what usually lies beside images."""
-    return not path.name.startswith(".") and path.suffix.lower() not in NOT_IMAGES
+    """By its path below the folder of images: what is hidden is none, nor is what usually lies beside images."""
+    return not any(part.startswith(".") for part in path.parts) and path.suffix.lower() not in NOT_IMAGES
 
 
 class Decoded(NamedTuple):

@@ -185,8 +185,7 @@ def image_files(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise ValueError(f"expected a folder of images, but {folder} is none: correct it")
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and may_be_image(path))
-    files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and may_be_image(path.relative_to(folder)))
     if not files:
         raise ValueError(f"expected a folder of images, but {folder} has none: correct it")
     seen: dict[str, Path] = {}
