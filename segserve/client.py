@@ -265,6 +265,9 @@ class Client:
         except httpx.TransportError as error:
             sentence = f"expected an answer from {self._address}, but the connection broke off ({error})"
             raise ConnectionFailed(f"{sentence}: the service's log may say why", was_sent=True) from error
+        except httpx.DecodingError as error:
+            sentence = f"expected an answer from {self._address} in the encoding that it names, but got other bytes"
+            raise ConnectionFailed(f"{sentence} ({error}): look at the proxies between", was_sent=True) from error
         if not response.is_success:
             raise _problem(response)
         return response

@@ -369,6 +369,12 @@ def test_no_deadline_is_none() -> None:
     assert sent(IMAGE, deadline_ms=None)[1].deadline_ms is None
 
 
+def test_an_answer_that_cannot_be_decoded_is_not_asked_for_again() -> None:
+    error, script = failure((200, {"Content-Encoding": "gzip"}, b"no gzip"))
+    assert "in the encoding that it names, but got other bytes" in str(error)
+    assert len(script.requests) == 1
+
+
 def test_a_connection_that_breaks_off_is_not_asked_for_again() -> None:
     error, script = failure((0, {}, b""))
     assert "but the connection broke off" in str(error)
