@@ -10,14 +10,14 @@ demo: $(VENV)/ready
 
 # Tests that need no service run side by side, one a core; those that time one do not.
 test: $(VENV)/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not system" -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not system" -n auto --dist worksteal
 	$(BIN)/python -m pytest -m system
 
 check: $(VENV)/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not system" -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not system" -n auto --dist worksteal
 
 serve: $(VENV)/ready
 	$(BIN)/segserve serve --store model_store

@@ -55,11 +55,12 @@ class Jvm:
         """The last lines of output."""
         return "\n".join(self._tail)
 
-    def stop(self, *, seconds: float) -> None:
-        """Ask Java to end; after `seconds`, and for what it leaves behind, end the whole process group."""
-        self._process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=seconds)
+    def end(self) -> None:
+        """End Java and what it started.
+
+        By SIGKILL: on SIGTERM TorchServe closes its connections and ends its workers as suddenly (hence `Drain`), but
+        its threads then wait two seconds for work that cannot come.
+        """
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()

@@ -29,8 +29,6 @@ from segserve.doubtful import delete_old
 
 __all__ = ["ServeSettings", "serve"]
 
-STOP_SECONDS = 10.0
-"""For TorchServe's own end, when nothing is in flight any more."""
 GATEWAY_STOP_SECONDS = 2.0
 """For answers that are still on their way to slow clients."""
 WATCH_SECONDS = 0.2
@@ -167,7 +165,7 @@ class _Service:
         try:
             yield jvm
         finally:
-            jvm.stop(seconds=STOP_SECONDS)
+            jvm.end()
 
     @contextlib.contextmanager
     def _health(self, jvm: Jvm, gateway: Gateway | None) -> Iterator[Health]:

@@ -17,7 +17,7 @@ from handlers.adapter import DRAIN_FLAG, ENGINE
 from handlers.drain import GRACE_SECONDS, HANDOVER_SECONDS, LINGER_SECONDS
 from handlers.ops import _OpsHandler
 from handlers.settings import ServeSettings
-from handlers.supervisor import GATEWAY_STOP_SECONDS, SCRAPE_TIMEOUT_SECONDS, STOP_SECONDS
+from handlers.supervisor import GATEWAY_STOP_SECONDS, SCRAPE_TIMEOUT_SECONDS
 
 ROOT = Path(__file__).parents[1]
 DEFAULTS = ServeSettings()
@@ -142,7 +142,7 @@ def test_a_slow_start_ends_with_our_own_reason() -> None:
 def test_the_drain_fits_into_the_grace_period() -> None:
     pause = int(CONTAINER["lifecycle"]["preStop"]["exec"]["command"][1])
     drain = GRACE_SECONDS + DEFAULTS.drain_seconds + 2 * HANDOVER_SECONDS + LINGER_SECONDS
-    assert POD["terminationGracePeriodSeconds"] > pause + drain + STOP_SECONDS + GATEWAY_STOP_SECONDS
+    assert POD["terminationGracePeriodSeconds"] > pause + drain + GATEWAY_STOP_SECONDS
     assert instruction("STOPSIGNAL") == "SIGTERM"
     assert DEPLOYMENT["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
 

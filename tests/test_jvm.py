@@ -36,7 +36,7 @@ def test_java_does_not_wait_for_whoever_reads_the_log(tmp_path: Path, monkeypatc
         until(lambda: jvm.tail.endswith("INFO  line 19999\nno log"), 5, lambda: jvm.tail)
     finally:
         terminal.goes_on.set()
-        jvm.stop(seconds=5)
+        jvm.end()
     assert terminal.written[0] == "INFO  line 0\n", "the line and its end in one piece"
     assert "lines of the log were dropped" in "".join(terminal.written)
     assert "no log\n" not in terminal.written

@@ -195,7 +195,7 @@ CHECKS = [
     checks.response_headers_conformance,
     checks.response_schema_conformance,
 ]
-EXAMPLES_EACH = int(os.environ.get("SEGSERVE_EXAMPLES", "40"))
+EXAMPLES_EACH = int(os.environ.get("SEGSERVE_EXAMPLES", "15"))
 """Drawn for each path, beside the hundreds that schemathesis derives from the schemas; 2000 take some ten minutes."""
 drawn = settings(max_examples=EXAMPLES_EACH, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 

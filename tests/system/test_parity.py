@@ -1,7 +1,7 @@
 """What is served equals what the offline predictor gives, on real images.
 
 SEGSERVE_ARTIFACT names another artifact than the demo's, SEGSERVE_PARITY_EVERY=1 takes every image of wbc instead of
-every fourth.
+every eighth.
 """
 
 import io
@@ -28,7 +28,7 @@ from tests.system.conftest import Demo
 pytestmark = pytest.mark.system
 
 CLIENTS = 16
-EVERY = int(os.environ.get("SEGSERVE_PARITY_EVERY", "4"))
+EVERY = int(os.environ.get("SEGSERVE_PARITY_EVERY", "8"))
 
 
 @pytest.fixture(scope="module")

@@ -281,11 +281,11 @@ def test_the_death_of_java_ends_the_service_after_its_clients_were_answered(tmp_
 
 def test_a_model_that_cannot_load_is_given_up_with_the_workers_last_words(tmp_path: Path, temporary: Path) -> None:
     write_toy_archive(tmp_path / "store", name="broken")
-    with serving(tmp_path / "store", temporary=temporary, start_seconds=20.0) as service:
-        until(lambda: (answer := service.ready()) is not None and "no worker is ready" in answer.text, 20)
+    with serving(tmp_path / "store", temporary=temporary, start_seconds=12.0) as service:
+        until(lambda: (answer := service.ready()) is not None and "no worker is ready" in answer.text, 12)
         code, output = service.end()
     assert code == 1
-    assert "expected every model to be ready within 20 s, but model broken 1.0: no worker is ready" in output
+    assert "expected every model to be ready within 12 s, but model broken 1.0: no worker is ready" in output
     assert "ValueError: the example did not reproduce" in output
 
 
