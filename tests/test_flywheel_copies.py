@@ -3,7 +3,7 @@ from pathlib import Path
 from PIL import Image
 
 from tests.rounds import held_out_set
-from training.flywheel.copies import copies
+from training.flywheel.copies import copies, held_out_images
 
 
 def test_copies_are_found_by_their_pixels_in_the_splits_that_are_held_out(tmp_path: Path) -> None:
@@ -16,6 +16,7 @@ def test_copies_are_found_by_their_pixels_in_the_splits_that_are_held_out(tmp_pa
     broken.write_bytes(b"no picture")
     (tmp_path / "set/images/val/5.png").write_bytes(b"no picture either")
     images = [again, turned, broken, val, train]
-    assert copies(images, dataset) == {again: val, val: val}
-    assert copies(images, dataset, splits=("train", "val", "val")) == {again: val, val: val, train: train}
-    assert copies(images, dataset, splits=("test",)) == {}
+    assert copies(images, held_out_images(dataset)) == {again: val, val: val}
+    splits = ("train", "val", "val")
+    assert copies(images, held_out_images(dataset, splits=splits)) == {again: val, val: val, train: train}
+    assert copies(images, held_out_images(dataset, splits=("test",))) == {}

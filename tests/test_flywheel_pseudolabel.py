@@ -315,6 +315,21 @@ def test_copies_of_held_out_images_get_no_mask(
     assert [path.name for path in (tmp_path / "round/images/train").iterdir()] == ["new.png"]
 
 
+def test_nor_do_copies_of_what_the_next_training_is_scored_on(
+    artifact: Artifact, recipe: Recipe, labelled: Dataset, tmp_path: Path
+) -> None:
+    """The thresholds are fitted on other images; the next training would have refused the round."""
+    own, folder = held_out_set(tmp_path / "own"), tmp_path / "images"
+    folder.mkdir()
+    Image.fromarray(random_image(40, 48, seed=1)).save(folder / "new.png")
+    for place in (folder / "copy.png", own.root / "images/val/0.png"):
+        Image.fromarray(random_image(40, 48, seed=2)).save(place)
+    data = recipe.data.model_copy(update={"root": own.root, "layout": "folder"})
+    asked = labeller(made_by(recipe.model_copy(update={"data": data}), artifact))
+    found = pseudolabel(asked, folder, tmp_path / "round", held_out=labelled)
+    assert [name for name, entry in found.entries().items() if entry.fault] == ["copy"]
+
+
 def test_a_folder_of_nothing_but_held_out_images_makes_a_round_without_masks(
     artifact: Artifact, labelled: Dataset, tmp_path: Path
 ) -> None:
@@ -364,9 +379,13 @@ def test_a_round_among_its_own_images_is_refused(artifact: Artifact, labelled: D
     assert [path.name for path in tmp_path.iterdir()] == ["new.png"]
 
 
-def test_stability_is_not_asked_of_another_training(artifact: Artifact, recipe: Recipe, tmp_path: Path) -> None:
+def made_by(recipe: Recipe, artifact: Artifact) -> Artifact:
     provenance = artifact.spec.provenance.model_copy(update={"recipe": recipe.model_dump(mode="json")})
-    own = replace(artifact, spec=artifact.spec.model_copy(update={"provenance": provenance}))
+    return replace(artifact, spec=artifact.spec.model_copy(update={"provenance": provenance}))
+
+
+def test_stability_is_not_asked_of_another_training(artifact: Artifact, recipe: Recipe, tmp_path: Path) -> None:
+    own = made_by(recipe, artifact)
     Run(tmp_path).save_third("third-1.safetensors", artifact.network.state_dict())
     Run(tmp_path).begin(recipe.model_copy(update={"seed": 7}))
     with pytest.raises(ValueError, match=r"expected the run that tiny-segmentation was exported from, .* another rec"):

@@ -10,9 +10,13 @@ from training.lint.survey import over_files, pixels_digest
 HELD_OUT = ("val", "test")
 
 
-def copies(images: Sequence[Path], dataset: Dataset, *, splits: Iterable[str] = HELD_OUT) -> dict[Path, Path]:
-    """Those of the images that have every pixel of one in these splits, and which one; unreadable ones have none."""
-    originals = [sample.image for split in dict.fromkeys(splits) for sample in dataset.splits.get(split, ())]
+def held_out_images(dataset: Dataset, *, splits: Iterable[str] = HELD_OUT) -> list[Path]:
+    """Of these splits, those that there are."""
+    return [sample.image for split in dict.fromkeys(splits) for sample in dataset.splits.get(split, ())]
+
+
+def copies(images: Sequence[Path], originals: Sequence[Path]) -> dict[Path, Path]:
+    """Those of the images that have every pixel of an original, and of which; unreadable ones have none."""
     known = dict(zip(over_files(_digest, originals), originals, strict=True))
     known.pop(None, None)
     found = zip(images, over_files(_digest, images), strict=True)

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from training.flywheel.copies import copies
+from training.flywheel.copies import copies, held_out_images
 from training.flywheel.round import MANIFEST, Entry, Round
 from training.layouts import Dataset, open_dataset
 
@@ -55,7 +55,7 @@ def _check_told(images: Sequence[Path], entries: Mapping[str, Entry]) -> None:
 
 
 def _check_held_out(images: Sequence[Path], dataset: Dataset) -> None:
-    found = copies(images, dataset)
+    found = copies(images, held_out_images(dataset))
     if found:
         listed = ", ".join(f"{image} (of {original})" for image, original in list(found.items())[:MOST_COPIES])
         raise ValueError(

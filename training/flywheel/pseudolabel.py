@@ -28,7 +28,7 @@ from segserve.spec import Measure, ModelSpec, Plan
 from segserve.whole import write_whole
 from training.config import Layout, recipe_of
 from training.data import check_truth, data_digest, read_image, read_truth
-from training.flywheel.copies import HELD_OUT, copies
+from training.flywheel.copies import HELD_OUT, copies, held_out_images
 from training.flywheel.round import Entry, Round, RoundOrder, link
 from training.flywheel.scores import agreement, image_scores
 from training.flywheel.soft import SoftMask
@@ -145,7 +145,7 @@ def pseudolabel(
     check_apart(images, out)
     found = Round(out)
     _begin(labeller, images, found, held_out=held_out, split=split, previous=previous)
-    found.append(_copies(found, files, held_out, split))
+    found.append(_copies(found, files, _held_out_images(labeller, held_out, split)))
     if previous is not None:
         found.append(_taken_over(found, Round(previous), files))
     done = found.entries()
@@ -163,18 +163,24 @@ def held_out_of(spec: ModelSpec, root: Path | None, *, layout: Layout = "folder"
     Raises:
         ValueError: none is given, and that one is not there any more.
     """
-    if root is None:
-        try:
-            data = recipe_of(spec).data
-        except ValueError:
-            data = None
-        if data is None or not data.root.is_dir():
-            raise ValueError(
-                f"expected the data set that {spec.name} was trained on, to fit the thresholds on its val split, but "
-                "it is not there: give labelled images by --held-out DATASET"
-            )
-        root, layout = data.root, data.layout
-    return open_dataset(root, spec.task, layout=layout)
+    if root is not None:
+        return open_dataset(root, spec.task, layout=layout)
+    dataset = _trained_on(spec)
+    if dataset is None:
+        raise ValueError(
+            f"expected the data set that {spec.name} was trained on, to fit the thresholds on its val split, but "
+            "it is not there: give labelled images by --held-out DATASET"
+        )
+    return dataset
+
+
+def _trained_on(spec: ModelSpec) -> Dataset | None:
+    """The data set that a model was trained on, if it is still there."""
+    try:
+        data = recipe_of(spec).data
+    except ValueError:
+        return None
+    return open_dataset(data.root, spec.task, layout=data.layout) if data.root.is_dir() else None
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -268,11 +274,18 @@ def _own_names(paths: Sequence[Path]) -> list[str]:
     return [path.name if count[path.stem] == 1 else f"{index:05d}-{path.name}" for index, path in enumerate(paths)]
 
 
-def _copies(found: Round, files: Sequence[Path], dataset: Dataset, split: str) -> Iterator[Entry]:
+def _held_out_images(labeller: Labeller, held_out: Dataset, split: str) -> list[Path]:
+    """Those of the thresholds, and those that the next training of this model will be scored on."""
+    trained_on = _trained_on(labeller.artifact.spec)
+    images = held_out_images(held_out, splits=(*HELD_OUT, split))
+    return images if trained_on is None else list(dict.fromkeys([*images, *held_out_images(trained_on)]))
+
+
+def _copies(found: Round, files: Sequence[Path], originals: Sequence[Path]) -> Iterator[Entry]:
     """Lines of the images that are held out in truth: they get no mask, so that nobody trains on them."""
     order, done = found.order, found.entries()
     missing = [path for path in files if path.stem not in done]
-    for path, original in copies(missing, dataset, splits=(*HELD_OUT, split)).items() if missing else ():
+    for path, original in copies(missing, originals).items() if missing else ():
         fault = f"{path}: expected an image that is not held out, but it is a copy of {original}: it gets no mask"
         yield _without_mask(path, order, fault)
 
