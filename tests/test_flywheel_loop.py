@@ -60,7 +60,7 @@ def test_a_loop_goes_on_after_a_review(
     assert [(step.number, step.num_pseudo, step.num_images) for step in steps] == [(0, 0, 4), (1, 2, 4)]
     assert steps[0].churn is None and steps[1].churn is not None
     for step in steps:  # the held-out images are val here
-        assert step.held_out_miou == pytest.approx(step.scores["miou"], abs=1e-3)
+        assert step.held_out_miou == pytest.approx(step.scores["miou_i"], abs=1e-3)
     recipes = [Run(out / f"model-{number}/run").recipe() for number in (0, 1)]
     assert recipes[0].pseudo is None
     assert recipes[1].pseudo is not None and recipes[1].pseudo.cutout == 0.25

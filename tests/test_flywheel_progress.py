@@ -32,7 +32,7 @@ def step(number: int, **changes: Any) -> Step:
         "num_pseudo": 3,
         "num_accepted": 4,
         "num_images": 8,
-        "held_out_miou": 0.6,
+        "held_out_ious": (0.5, 0.7),
         "good_share": 0.7,
         "precision": 0.9,
         "churn": 0.1 if number else None,
@@ -78,9 +78,20 @@ def test_reasons_to_stop(last: dict[str, Any], words: str | None) -> None:
     assert found is None if words is None else re.match(words, str(found))
 
 
-def test_the_result_is_the_best_on_the_held_out_images_and_of_equal_ones_the_last() -> None:
-    assert result_of([step(0, held_out_miou=0.7), step(1), step(2)]).number == 0
-    assert result_of([step(0), step(1, held_out_miou=0.7), step(2, held_out_miou=0.7)]).number == 2
+@pytest.mark.parametrize(
+    ("ious", "expected"),
+    [
+        ([(0.6, 0.8, 0.7), (0.5, 0.7, 0.6)], 0),  # all worse by as much
+        ([(0.6, 0.8, 0.7), (0.7, 0.6, 0.7)], 1),  # worse by 0.033, give or take 0.088
+        ([(0.6, 0.8, 0.7), (0.6, 0.8, 0.7), (0.5, 0.8, 0.6)], 1),  # by 0.067, give or take 0.033
+        ([(0.6, 0.8, 0.7), (0.5, 0.7, 0.6), (0.9, 0.6, 0.6)], 2),
+        ([(0.5, 0.5, 0.5), (0.6, 0.8, 0.7), (0.7, 0.8, 0.8)], 2),
+    ],
+)
+def test_the_result_is_the_last_within_a_standard_error_of_the_best(
+    ious: list[tuple[float, ...]], expected: int
+) -> None:
+    assert result_of([step(number, held_out_ious=each) for number, each in enumerate(ious)]).number == expected
 
 
 def test_steps_come_back(tmp_path: Path) -> None:

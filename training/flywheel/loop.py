@@ -8,6 +8,7 @@ Everything lies in one folder, and every part of it goes on where it was: runs, 
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from segserve.spec import Plan
 from segserve.whole import write_whole
 from training.config import PseudoSettings, Recipe
 from training.engine import train
-from training.evaluate import Evaluation, evaluate_dataset
+from training.evaluate import Evaluation, ImageScore, evaluate_dataset
 from training.export import export_run
 from training.flywheel.loop_page import loop_page
 from training.flywheel.progress import (
@@ -120,8 +121,8 @@ def _step(loop: Loop, out: Path, steps: list[Step], dataset: Dataset) -> Step:
     faults = [entry.fault for entry in found.entries().values() if entry.fault]
     if faults:
         _say(f"{found.path}: {len(faults)} image(s) get no mask, among them {faults[0]}")
-    held_out_miou = evaluate_dataset(artifact, loop.held_out, split=loop.split, engine="torch").scores["miou"]
-    return _tell(found, folder, number=number, previous=previous, dataset=dataset, held_out_miou=held_out_miou)
+    alone = evaluate_dataset(artifact, loop.held_out, split=loop.split, engine="torch")
+    return _tell(found, folder, number=number, previous=previous, dataset=dataset, held_out=alone.images)
 
 
 def _recipe(loop: Loop, number: int, previous: Round | None) -> Recipe:
@@ -153,7 +154,7 @@ def _selection(loop: Loop, out: Path, number: int) -> Selection:
 
 
 def _tell(
-    found: Round, folder: Path, *, number: int, previous: Round | None, dataset: Dataset, held_out_miou: float
+    found: Round, folder: Path, *, number: int, previous: Round | None, dataset: Dataset, held_out: Sequence[ImageScore]
 ) -> Step:
     entries, thresholds = found.entries().values(), found.order.thresholds
     evaluation = Evaluation.model_validate_json((folder / "run" / SCORES).read_bytes())
@@ -168,7 +169,7 @@ def _tell(
         num_pseudo=len(taken),
         num_accepted=sum(entry.verdict == "accept" for entry in entries),
         num_images=len(entries),
-        held_out_miou=held_out_miou,
+        held_out_ious=tuple(image.score for image in held_out),
         good_share=thresholds.good_share,
         precision=thresholds.precision if thresholds.num_accepted else None,
         churn=mean_churn(found),

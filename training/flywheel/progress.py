@@ -4,6 +4,7 @@ Dimensions: K classes.
 """
 
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -47,8 +48,8 @@ class Step(Settings):
     num_accepted: int
     """Of the round that it made."""
     num_images: int
-    held_out_miou: float
-    """Of the model on the held-out images, by the same score as on val: one look at each, all pixels together."""
+    held_out_ious: tuple[float, ...]
+    """Of the model on each held-out image, in their order: mean IoU over the classes, from one look."""
     good_share: float
     """Of the held-out masks, those as good as was asked for in the first round."""
     precision: float | None
@@ -60,6 +61,11 @@ class Step(Settings):
     """Of the classes, in the accepted masks."""
     sentence: str
     """How the thresholds came out."""
+
+    @property
+    def held_out_miou(self) -> float:
+        """Mean over the held-out images."""
+        return statistics.fmean(self.held_out_ious)
 
 
 def class_shares(masks: Iterable[NDArray[np.uint8]], *, num_classes: int) -> NDArray[np.float64]:
@@ -119,12 +125,21 @@ def reason_to_stop(steps: Sequence[Step], rule: StopRule) -> str | None:
 
 
 def result_of(steps: Sequence[Step]) -> Step:
-    """The one whose model is best on the held-out images; of equal ones the last.
+    """The last whose model is as good on the held-out images as the best one's, by the rule of one standard error.
 
-    Not the one whose round has the best masks of them: many views make up for what a model has not learnt, so that the
+    Breiman et al., Classification and Regression Trees (1984), 3.4.3: few images cannot tell apart what differs by
+    less, and the last model has seen the most. The error is that of the mean difference, image by image.
+
+    By one look at each, not by the masks of the round: many views make up for what a model has not learnt, so that the
     first model's masks may be as good as those of later ones that do better alone.
     """
-    return max(steps, key=lambda step: (step.held_out_miou, step.number))
+    best = max(steps, key=lambda step: step.held_out_miou)
+    return [step for step in steps if _is_as_good(step, best)][-1]
+
+
+def _is_as_good(step: Step, best: Step) -> bool:
+    lost = [high - low for high, low in zip(best.held_out_ious, step.held_out_ious, strict=True)]
+    return statistics.fmean(lost) <= statistics.stdev(lost) / math.sqrt(len(lost))
 
 
 def write_steps(path: Path, steps: Sequence[Step]) -> None:
