@@ -86,20 +86,24 @@ def _convert(given: argparse.Namespace) -> int:
 def _train(given: argparse.Namespace) -> int:
     from training.config import load_recipe
     from training.engine import train
+    from training.ranks import is_first_process
 
     recipe = load_recipe(given.recipe, overrides=given.set)
     if given.seeds:
         return _train_seeds(recipe, given.seeds)
     run = train(recipe, run_dir=Path("runs") / recipe.name)
-    print(f"{run}: done; next: segserve export {run} --out artifacts/{recipe.name}")
+    if is_first_process():
+        print(f"{run}: done; next: segserve export {run} --out artifacts/{recipe.name}")
     return 0
 
 
 def _train_seeds(recipe: "Recipe", seeds: tuple[int, ...]) -> int:
+    from training.ranks import is_first_process
     from training.seeds import train_seeds
 
     report = train_seeds(recipe, seeds=seeds, runs_dir=Path("runs"))
-    print(report.table())
+    if is_first_process():
+        print(report.table())
     return 0
 
 

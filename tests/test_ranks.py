@@ -87,7 +87,7 @@ def test_two_processes_do_what_one_does(folder: Path, monkeypatch: pytest.Monkey
     assert not [path for path in run.iterdir() if path.name.startswith(".")]
     assert [json.loads(line)["epoch"] for line in (run / "log.jsonl").read_text().splitlines()] == [1, 2]
     assert done.stderr.count("epoch 2/2") == 1
-    assert done.stdout.count("val, 1 images") == 1
+    assert done.stdout.count("val, 1 images") == done.stdout.count("runs/shared: done; next: ") == 1
 
 
 def test_what_the_first_process_wrote_is_there_when_a_training_among_several_ends(tmp_path: Path) -> None:

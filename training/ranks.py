@@ -84,6 +84,11 @@ def joined_ranks(device: torch.device) -> Iterator[Ranks]:
             distributed.destroy_process_group()
 
 
+def is_first_process() -> bool:
+    """Whether this is the process that tells, before and after ranks are joined."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def device_of_rank(device: torch.device) -> torch.device:
     """The GPU that belongs to this process where there are several processes; else the device as it is."""
     if device.type == "cpu" or "LOCAL_RANK" not in os.environ:
