@@ -52,7 +52,7 @@ def _charts(steps: Sequence[Step], classes: Sequence[ClassSpec]) -> str:
             Axis(),
             {
                 "val": [(step.number, step.scores["miou"]) for step in steps],
-                "held-out": [(step.number, step.held_out_miou) for step in steps],
+                "held-out, image by image": [(step.number, step.held_out_miou) for step in steps],
             },
         ),
         _chart(
@@ -97,7 +97,7 @@ def _chart(title: str, x: Axis, y: Axis, lines: dict[str, list[tuple[float, floa
 def _table(steps: Sequence[Step]) -> str:
     titles = (
         "val mean IoU",
-        "held-out mean IoU",
+        "held-out mean IoU, image by image",
         "trained on pseudo-labels",
         "accepts",
         "of",
