@@ -19,6 +19,8 @@ from tests.conftest import CLASSES, random_image
 from tests.rounds import files_of, held_out_set
 from training.config import Recipe
 from training.data import IGNORE
+from training.flywheel.decisions import apply_review
+from training.flywheel.exchange import import_labels
 from training.flywheel.joined import with_round
 from training.flywheel.pseudolabel import Found, Labeller, image_files, pseudolabel
 from training.flywheel.round import MANIFEST, Round
@@ -120,6 +122,30 @@ def test_an_unfinished_round_goes_on_with_the_same_only(
 ) -> None:
     with pytest.raises(ValueError, match=r"expected what .* was begun with, but selection changed: give another --out"):
         pseudolabel(labeller(artifact, precision=0.5), images, whole.path, held_out=labelled)
+
+
+def test_a_round_is_one_commands_alone(
+    artifact: Artifact, images: Path, labelled: Dataset, whole: Round, tmp_path: Path
+) -> None:
+    """Two at once would each write over the other's lines."""
+    before = files_of(whole.path)
+    decisions = tmp_path / "decisions.json"
+    decisions.write_text(json.dumps({"round": 1, "artifact": artifact.digest, "decisions": {"new-0": "reject"}}))
+    drawn = tmp_path / "tasks.xml"
+    drawn.write_text(
+        f'<annotations><image name="new-0.png" width="48" height="40"><polygon label="{CLASSES[0].name}" '
+        'points="0,0;48,0;48,40;0,40" z_order="0"/></image></annotations>'
+    )
+    with whole.held():
+        for work in (
+            lambda: pseudolabel(labeller(artifact), images, whole.path, held_out=labelled),
+            lambda: apply_review(whole, decisions),
+            lambda: import_labels(drawn, whole.path),
+        ):
+            with pytest.raises(ValueError, match="to be free, but another command is at work in it: wait for it"):
+                work()
+    assert files_of(whole.path) == before
+    pseudolabel(labeller(artifact), images, whole.path, held_out=labelled)
 
 
 def test_nor_with_another_run_or_other_held_out_images(

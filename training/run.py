@@ -3,11 +3,10 @@
 `scores.json` is written last, so that a run which has it is finished.
 """
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor
 from segserve.settings import Settings, explain
 from segserve.spec import ModelSpec
 from segserve.whole import replacing
+from training.alone import alone
 from training.config import Recipe
 
 RECIPE, LOG, CHECKPOINT, SCORES = "recipe.json", "log.jsonl", "checkpoint.pt", "scores.json"
@@ -99,28 +99,9 @@ class Run:
         self.path.mkdir(parents=True, exist_ok=True)
         self.write(RECIPE, recipe.model_dump_json(indent=1) + "\n")
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Inside, the folder, which must exist, is this training's alone; killed, it lets go of it.
-
-        Raises:
-            ValueError: another training holds it.
-        """
-        descriptor = os.open(self.path, os.O_RDONLY)
-        try:
-            self._lock(descriptor)
-            yield
-        finally:
-            os.close(descriptor)
-
-    def _lock(self, descriptor: int) -> None:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"expected {self.path} to be free, but another training is at work in it: wait for it, stop it, or "
-                "give this run another name"
-            ) from None
+    def held(self) -> AbstractContextManager[None]:
+        """Inside, the folder, which must exist, is this training's alone; a ValueError where another one holds it."""
+        return alone(self.path, work="training", otherwise="stop it, or give this run another name")
 
     def write(self, name: str, content: str | bytes) -> None:
         """Write a file so that it is there whole or not at all."""

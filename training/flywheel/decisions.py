@@ -33,19 +33,21 @@ def apply_review(found: Round, path: Path) -> Counter[Decision]:
         How many of each decision there are.
 
     Raises:
-        ValueError: the file is none of the page's, or belongs to another round.
+        ValueError: the file is none of the page's, or belongs to another round, or another command is at work in it.
     """
-    order, entries, read = found.order, found.entries(), _read(path)
+    order, read = found.order, _read(path)
     if (read.round, read.artifact) != (order.number, order.artifact):
         raise ValueError(
             f"expected decisions on round {order.number} of artifact {order.artifact[:12]}, but {path} is on round "
             f"{read.round} of {read.artifact[:12]}: apply it there"
         )
-    strange = sorted(read.decisions.keys() - entries.keys())
-    if strange:
-        raise ValueError(f"expected decisions on images of {found.path}, but {path} names {', '.join(strange)}")
-    reviewer = read.reviewer or "a person"
-    found.rewrite(_decided(entry, read.decisions.get(entry.name), reviewer) for entry in entries.values())
+    with found.held():
+        entries = found.entries()
+        strange = sorted(read.decisions.keys() - entries.keys())
+        if strange:
+            raise ValueError(f"expected decisions on images of {found.path}, but {path} names {', '.join(strange)}")
+        reviewer = read.reviewer or "a person"
+        found.rewrite(_decided(entry, read.decisions.get(entry.name), reviewer) for entry in entries.values())
     return Counter(read.decisions.values())
 
 

@@ -69,10 +69,9 @@ def import_labels(path: Path, into: Path, *, images: Path | None = None, by: str
         ValueError: something does not fit: the file, an image's name, a mask's size, a class.
     """
     round_ = Round(into)
-    is_round = (into / "round.json").is_file()
-    if is_round and images is not None:
+    if round_.is_begun and images is not None:
         raise ValueError(f"expected --images only for a data set, but {into} is a round: leave it out")
-    dataset = None if is_round else open_dataset(into, "segmentation")
+    dataset = None if round_.is_begun else open_dataset(into, "segmentation")
     classes = round_.order.classes if dataset is None else dataset.classes
     masks: dict[str, NDArray[np.uint8]] = {}
     for file, mask_HW in _masks(path, classes):
@@ -147,15 +146,16 @@ def painted(regions: Sequence[Region], ids: Mapping[str, int]) -> NDArray[np.uin
 
 
 def _into_round(found: Round, masks: Mapping[str, NDArray[np.uint8]], by: str) -> None:
-    entries, order = found.entries(), found.order
-    _check_known(masks, entries, found.path)
-    changed = {
-        name: _corrected(entries[name], mask_HW, SoftMask.read(found.soft(name)).mask_HW, by)
-        for name, mask_HW in masks.items()
-    }
-    for name, mask_HW in masks.items():
-        found.write_mask(name, mask_HW, order.classes)
-    found.rewrite(changed.get(name, entry) for name, entry in entries.items())
+    with found.held():
+        entries, order = found.entries(), found.order
+        _check_known(masks, entries, found.path)
+        changed = {
+            name: _corrected(entries[name], mask_HW, SoftMask.read(found.soft(name)).mask_HW, by)
+            for name, mask_HW in masks.items()
+        }
+        for name, mask_HW in masks.items():
+            found.write_mask(name, mask_HW, order.classes)
+        found.rewrite(changed.get(name, entry) for name, entry in entries.items())
 
 
 def _corrected(entry: Entry, mask_HW: NDArray[np.uint8], guess_HW: NDArray[np.uint8], by: str) -> Entry:

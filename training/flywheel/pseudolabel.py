@@ -138,23 +138,31 @@ def pseudolabel(
         label: does the labelling, in this process or elsewhere.
 
     Raises:
-        ValueError: there is nothing to label, or the folder holds another round or lies among the images, or as of
-            `fit_thresholds`.
+        ValueError: there is nothing to label, or the folder holds another round, lies among the images or is at another
+            command's work, or as of `fit_thresholds`.
     """
     files = image_files(images)
     check_apart(images, out)
+    check_held_out(held_out, split, labeller.artifact.spec.classes)
     found = Round(out)
-    _begin(labeller, images, found, held_out=held_out, split=split, previous=previous)
-    found.append(_copies(found, files, _held_out_images(labeller, held_out, split)))
-    if previous is not None:
-        found.append(_taken_over(found, Round(previous), files))
+    found.claim()
+    with found.held():
+        _begin(labeller, images, found, held_out=held_out, split=split, previous=previous)
+        found.append(_copies(found, files, _held_out_images(labeller, held_out, split)))
+        if previous is not None:
+            found.append(_taken_over(found, Round(previous), files))
+        _go_on(labeller, found, files, label)
+    return found
+
+
+def _go_on(labeller: Labeller, found: Round, files: Sequence[Path], label: Label) -> None:
+    """Label what has no line yet."""
     done = found.entries()
     missing = [path for path in files if path.stem not in done]
     with tqdm(initial=len(done), total=len(done) + len(missing), unit="image", disable=None) as bar:
         for entry in label(labeller, found, missing):
             found.append([entry])
             bar.update()
-    return found
 
 
 def held_out_of(spec: ModelSpec, root: Path | None, *, layout: Layout = "folder") -> Dataset:
@@ -218,7 +226,7 @@ def _begin(
 ) -> None:
     """Give a new round its order; a ValueError where an unfinished one was asked for something else."""
     artifact = labeller.artifact
-    begun = found.order if (found.path / "round.json").is_file() else None
+    begun = found.order if found.is_begun else None
     asked = {
         "artifact": artifact.digest,
         "plan": labeller.plan,
@@ -251,10 +259,8 @@ def _begin(
 
 def _look_at_held_out(labeller: Labeller, found: Round, dataset: Dataset, split: str) -> Iterator[HeldOut]:
     """Their scores and true IoU; they become the round's val split on the way."""
-    spec = labeller.artifact.spec
-    check_held_out(dataset, split, spec.classes)
-    found.claim()
-    samples = dataset.split(split)
+    spec, samples = labeller.artifact.spec, dataset.split(split)
+    found.forget_held_out()
     names = _own_names([sample.image for sample in samples])
     for sample, name in tqdm(
         zip(samples, names, strict=True), total=len(names), desc="held out", unit="image", disable=None, leave=False

@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -28,6 +29,7 @@ from segserve.png import encode_index_png
 from segserve.settings import Settings, explain
 from segserve.spec import ClassSpec, Plan
 from segserve.whole import replacing, write_whole
+from training.alone import alone
 from training.data import IGNORE
 from training.flywheel.soft import SoftMask
 from training.flywheel.triage import PixelRule, Selection, Thresholds
@@ -102,19 +104,28 @@ class Round:
     # --- what was asked ---
 
     def claim(self) -> None:
-        """Make the folder a round's, still without an order; a ValueError where it holds anything else."""
-        if self.path.exists() and any(self.path.iterdir()) and not (self.path / BEGUN).is_file():
+        """Make the folder a round's, if it is none yet; a ValueError where it holds anything else."""
+        marked = self.is_begun or (self.path / BEGUN).is_file()
+        if self.path.exists() and any(self.path.iterdir()) and not marked:
             raise ValueError(
                 f"expected {self.path} to be a round or not to exist, but it is something else: give another --out"
             )
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / BEGUN).touch()
-        for kind in ("images", "masks"):  # of another held-out set, if it was killed before it had its order
+
+    def forget_held_out(self) -> None:
+        """Take away the held-out images of a round that was killed before it had its order."""
+        for kind in ("images", "masks"):
             shutil.rmtree(self.path / kind / "val", ignore_errors=True)
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether it has its order."""
+        return (self.path / ORDER).is_file()
 
     def check_begun(self) -> None:
         """A ValueError where the folder is no round."""
-        if not (self.path / ORDER).is_file():
+        if not self.is_begun:
             raise ValueError(
                 f"expected a round, but {self.path} has no {ORDER}: make one with `segserve pseudolabel ARTIFACT IMAGES"
                 f" --out {self.path}`"
@@ -131,11 +142,15 @@ class Round:
             raise ValueError(f"{path}: {explain(error)}") from None
 
     def begin(self, order: RoundOrder) -> None:
-        """Make the folder; an unfinished round goes on, if it was asked for the same."""
+        """Write what is asked; from here on the folder is a data set."""
         for kind in ("images", "masks"):
             (self.path / kind / "train").mkdir(parents=True, exist_ok=True)
         write_classes(self.path, order.classes)
         write_whole(self.path / ORDER, order.model_dump_json(indent=1) + "\n")
+
+    def held(self) -> AbstractContextManager[None]:
+        """Inside, the folder, which must exist, is this command's alone; a ValueError where another one holds it."""
+        return alone(self.path, work="command", otherwise="or stop it")
 
     # --- the manifest ---
 
