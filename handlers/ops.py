@@ -18,7 +18,6 @@ from handlers.health import Health
 from handlers.refusals import Why
 from handlers.throughput import Throughput
 
-RETRY_AFTER_SECONDS = 2
 _LARGEST_IGNORED_BODY = 65536
 _LENGTH = re.compile(r"[0-9]{1,18}")
 
@@ -122,7 +121,7 @@ class _OpsHandler(BaseHTTPRequestHandler):
         )
 
     def _send_unavailable(self, content: dict[str, Any]) -> None:
-        headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+        headers = {"Retry-After": str(refusals.SHORT_SECONDS)}
         self._send_json(HTTPStatus.SERVICE_UNAVAILABLE, content, headers=headers)
 
     def _send_json(self, status: HTTPStatus, content: dict[str, Any], *, headers: dict[str, str] | None = None) -> None:

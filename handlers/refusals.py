@@ -11,7 +11,7 @@ from typing import Literal
 from handlers.health import Health
 from handlers.throughput import Throughput
 from segserve.api import ProblemAnswer
-from segserve.problem import STATUS, TITLE
+from segserve.problem import DEADLINE_PASSED, OUT_OF_MEMORY, STATUS, STOPPING, TITLE, Problem, type_of
 
 REQUEST_ID = "@id@"
 """Where nginx puts the request's own."""
@@ -35,7 +35,7 @@ class Refusal:
     def body(self, request_id: str = REQUEST_ID) -> str:
         """JSON, in the form of segserve's own problems."""
         answer = ProblemAnswer(
-            type=f"urn:segserve:problem:{self.kind}",
+            type=type_of(self.kind),
             title=self.title,
             status=self.status,
             detail=self.detail,
@@ -120,8 +120,7 @@ def of_model(why: Why, name: str, *, health: Health, throughput: Throughput) -> 
             detail = "the worker that had this request is being replaced: send the request again"
             return _refusal(503, "not-ready", TITLE["not-ready"], detail, retry)
         case "stopping":
-            detail = "this service is being stopped: send the request again, to another replica"
-            return _refusal(503, "not-ready", TITLE["not-ready"], detail, retry)
+            return _as_by_a_handler(STOPPING, retry)
         case "lost":
             detail = "the worker that had this request ended before it answered: send the request again"
             return _refusal(503, "not-ready", TITLE["not-ready"], detail, retry)
@@ -132,14 +131,13 @@ def of_model(why: Why, name: str, *, health: Health, throughput: Throughput) -> 
             detail = "computing an answer for this image failed: the server's log says why"
             return _refusal(STATUS["internal"], "internal", TITLE["internal"], detail)
         case "deadline-passed":
-            detail = (
-                "expected the network to begin its last pass before the deadline (deadline_ms, or the model's "
-                "max_seconds), but it could not: allow more time, or send a smaller image"
-            )
-            return _refusal(STATUS[why], why, TITLE[why], detail)
+            return _as_by_a_handler(DEADLINE_PASSED)
         case "out-of-memory":
-            detail = "expected this image to fit in memory, but it did not: send a smaller one"
-            return _refusal(STATUS[why], why, TITLE[why], detail)
+            return _as_by_a_handler(OUT_OF_MEMORY)
+
+
+def _as_by_a_handler(problem: Problem, headers: Mapping[str, str] | None = None) -> Refusal:
+    return _refusal(problem.status, problem.kind, TITLE[problem.kind], problem.detail, headers)
 
 
 def _refusal(status: int, kind: str, title: str, detail: str, headers: Mapping[str, str] | None = None) -> Refusal:

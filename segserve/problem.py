@@ -53,3 +53,17 @@ class Problem(Exception):
     @property
     def status(self) -> int:
         return STATUS[self.kind]
+
+
+def type_of(kind: str) -> str:
+    """The `type` of problem details: an address of no place, that programs compare."""
+    return f"urn:segserve:problem:{kind}"
+
+
+STOPPING = Problem("not-ready", "this service is being stopped: send the request again, to another replica")
+DEADLINE_PASSED = Problem(
+    "deadline-passed",
+    "expected the network to begin its last pass before the deadline (deadline_ms, or the model's max_seconds), but it "
+    "could not: allow more time, or send a smaller image",
+)
+OUT_OF_MEMORY = Problem("out-of-memory", "expected this image to fit in memory, but it did not: send a smaller one")

@@ -27,7 +27,7 @@ from segserve.memory import is_out_of_memory
 from segserve.prediction import Prediction, Query, SegmentationPrediction
 from segserve.predictor import Predictor
 from segserve.preprocess import needed_size
-from segserve.problem import TITLE, Problem
+from segserve.problem import DEADLINE_PASSED, OUT_OF_MEMORY, STOPPING, TITLE, Problem, type_of
 from segserve.quarantine import Quarantine
 from segserve.render import Asked, render
 from segserve.spans import Exporter, RequestSpan, Span
@@ -45,7 +45,6 @@ MAX_ANSWER_BYTES = 60 * 2**20
 """TorchServe ends a worker whose answer exceeds its `max_response_size`, 64 MiB in `handlers/config`."""
 MAX_DETAIL = 2000
 """Most characters of a problem's detail: it quotes the client, who may have sent megabytes."""
-STOPPING = Problem("not-ready", "this service is being stopped: send the request again, to another replica")
 LOST = Problem("not-ready", "this worker has lost its GPU, and another one takes its place: send the request again")
 
 
@@ -71,6 +70,11 @@ class _Item:
 
     def __post_init__(self) -> None:
         self.trace = trace_of(self.request.headers)
+
+    @property
+    def status(self) -> int:
+        """HTTP's; 500 where there is no response, though every item gets one."""
+        return 500 if self.response is None else self.response.status
 
     @property
     def ids(self) -> dict[str, str | None]:
@@ -250,7 +254,7 @@ class Service:
         metrics.REJECTED.labels(self.model.name, problem.kind).inc()
         item.problem = problem.kind
         answer = api.ProblemAnswer(
-            type=f"urn:segserve:problem:{problem.kind}",
+            type=type_of(problem.kind),
             title=TITLE[problem.kind],
             status=problem.status,
             detail=_sendable(problem.detail),
@@ -304,14 +308,13 @@ class Service:
                 self.doubtful.offer(query, prediction)
 
     def _span(self, item: _Item, *, now: float, batch: int) -> RequestSpan:
-        status = item.response.status if item.response else 500
         epoch = time.time() - time.perf_counter()
         arrived = epoch + item.arrived
         queue = list(_queue(item, arrived=arrived))
         stages = [Span(stage, epoch + start, epoch + end) for stage, (start, end) in item.clock.spans.items()]
         attributes: dict[str, str | int] = {
             "http.request.method": "POST",
-            "http.response.status_code": status,
+            "http.response.status_code": item.status,
             "segserve.model": self.model.name,
             "segserve.version": self.model.version,
             "segserve.batch": batch,
@@ -323,7 +326,7 @@ class Service:
             whole=Span(f"predict {self.model.name}", queue[0].start if queue else arrived, epoch + now),
             parts=[*queue, *stages],
             attributes=attributes,
-            failed=status >= 500,
+            failed=item.status >= 500,
         )
 
     def _log(self, item: _Item, *, seconds: float, batch: int) -> None:
@@ -332,7 +335,7 @@ class Service:
             **item.ids,
             "model": self.model.name,
             "version": self.model.version,
-            "status": item.response.status if item.response else 500,
+            "status": item.status,
             "problem": item.problem,
             "left_out": item.left_out,
             "bytes": len(item.response.body) if item.response else 0,
@@ -402,8 +405,7 @@ def _sendable(text: str) -> str:
 
 
 def _outcome(item: _Item) -> str:
-    status = item.response.status if item.response else 500
-    return "ok" if status < 400 else "rejected" if status < 500 else "failed"
+    return "ok" if item.status < 400 else "rejected" if item.status < 500 else "failed"
 
 
 def _smaller(asked: Asked | Inference | None) -> str:
@@ -423,15 +425,11 @@ def _check_size(body: bytes, *, smaller: str) -> None:
 
 def _as_problem(error: Exception, *, doing: str, item: _Item) -> Problem:
     if isinstance(error, TimeoutError):
-        return Problem(
-            "deadline-passed",
-            "expected the network to begin its last pass before the deadline (deadline_ms, or the model's "
-            "max_seconds), but it could not: allow more time, or send a smaller image",
-        )
+        return DEADLINE_PASSED
     if isinstance(error, TooLarge):
         return Problem("too-large", str(error))
     if is_out_of_memory(error):
         logger.warning("out of memory while %s one image", doing, extra={"fields": item.ids})
-        return Problem("out-of-memory", "expected this image to fit in memory, but it did not: send a smaller one")
+        return OUT_OF_MEMORY
     logger.error("%s failed", doing, exc_info=error, extra={"fields": item.ids})
     return Problem("internal", f"{doing} this image failed: the server's log says why")
