@@ -73,6 +73,6 @@ def test_where_nothing_can_be_noted_the_scores_are_not_lost(
     def read_only(*_: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr("training.held_out._append", read_only)
+    monkeypatch.setattr("training.held_out.append_lines", read_only)
     told = note_evaluation(mine, EVALUATION, dataset)
     assert "the first evaluation on this test split, which could not be noted: Read-only file system" in told

@@ -3,7 +3,6 @@
 The lines stand in `test_evaluations.jsonl` beside the artifacts, which never change themselves.
 """
 
-import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +14,7 @@ from segserve.settings import Settings
 from training.data import data_digest
 from training.evaluate import Evaluation
 from training.layouts import Dataset
+from training.lines import append_lines, read_lines
 
 LOG = "test_evaluations.jsonl"
 SPLIT = "test"
@@ -57,25 +57,15 @@ def note_evaluation(artifact: Artifact, evaluation: Evaluation, dataset: Dataset
     )
     told = f"{path}: {_history(before, artifact.digest)}"
     try:
-        _append(path, entry.model_dump_json() + "\n")
+        append_lines(path, [entry.model_dump_json()])
     except OSError as error:
         return f"{told}, which could not be noted: {error.strerror}"
     return told
 
 
-def _append(path: Path, line: str) -> None:
-    with path.open("r+b" if path.is_file() else "w+b") as file:
-        file.seek(file.read().rfind(b"\n") + 1)
-        file.truncate()
-        file.write(line.encode())
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def read_log(path: Path) -> list[TestEvaluation]:
     """All lines, the oldest first; a last one that was cut off does not count."""
-    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
-    return [TestEvaluation.model_validate_json(line) for line in lines]
+    return [TestEvaluation.model_validate_json(line) for line in read_lines(path)]
 
 
 def _history(before: Sequence[TestEvaluation], digest: str) -> str:

@@ -34,6 +34,7 @@ from training.data import IGNORE
 from training.flywheel.soft import SoftMask
 from training.flywheel.triage import PixelRule, Selection, Thresholds
 from training.layouts import CLASSES
+from training.lines import append_lines, read_lines
 
 BEGUN, ORDER, MANIFEST = "round.begun", "round.json", "manifest.jsonl"
 
@@ -156,21 +157,12 @@ class Round:
 
     def entries(self) -> dict[str, Entry]:
         """All images that are done, by name; a last line that was cut off does not count."""
-        path = self.path / MANIFEST
-        lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
-        found = [Entry.model_validate_json(line) for line in lines]
+        found = [Entry.model_validate_json(line) for line in read_lines(self.path / MANIFEST)]
         return {entry.name: entry for entry in found}
 
     def append(self, entries: Iterable[Entry]) -> None:
         """Add lines, on the disk when this returns."""
-        path = self.path / MANIFEST
-        with path.open("r+b" if path.is_file() else "w+b") as file:
-            whole = file.read().rfind(b"\n") + 1
-            file.seek(whole)
-            file.truncate()
-            file.write(b"".join(entry.model_dump_json().encode() + b"\n" for entry in entries))
-            file.flush()
-            os.fsync(file.fileno())
+        append_lines(self.path / MANIFEST, (entry.model_dump_json() for entry in entries))
 
     def rewrite(self, entries: Iterable[Entry]) -> None:
         """Put others in place of all lines, and the files where the verdicts want them."""
