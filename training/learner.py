@@ -147,15 +147,11 @@ def build_learner(
     if len(data) < 2:
         raise ValueError(f"expected at least 2 images in split train of {dataset.root}, but got 1: add some")
     mean, std = channel_statistics(image_CHW for image_CHW, _ in data)
-    with seeded(recipe.seed):
-        network = build_network(
-            _network_spec(recipe) if checkpoint is None else checkpoint.spec.network,
-            task=recipe.task,
-            num_classes=len(dataset.classes),
-            auxiliary_heads=recipe.network.auxiliary_heads_for(recipe.task),
-        )
-    _follow_the_data(network)
-    spec = _spec(recipe, dataset, network, statistics=(mean, std)) if checkpoint is None else checkpoint.spec
+    network = _network(recipe, num_classes=len(dataset.classes))
+    if checkpoint is None:
+        spec = _spec(recipe, dataset, origin=_load_encoder(network, recipe), statistics=(mean, std))
+    else:
+        spec = checkpoint.spec
     _check_digest(spec, dataset)
     network.to(device).to(memory_format=torch.channels_last)
     averaged = averaged_network(network, decay=recipe.optim.ema_decay)
@@ -187,6 +183,26 @@ def build_learner(
     if checkpoint is not None:
         learner.restore(checkpoint)
     return learner
+
+
+def _network(recipe: Recipe, *, num_classes: int) -> Network:
+    """The recipe's, with the random weights that its seed gives."""
+    with seeded(recipe.seed):
+        network = build_network(
+            _network_spec(recipe),
+            task=recipe.task,
+            num_classes=num_classes,
+            auxiliary_heads=recipe.network.auxiliary_heads_for(recipe.task),
+        )
+    _follow_the_data(network)
+    return network
+
+
+def _load_encoder(network: Network, recipe: Recipe) -> str:
+    """Fill the encoder as the recipe wants it; which weights these were, for the spec."""
+    source = recipe.network.encoder_weights
+    named = source if source in ("none", "imagenet") else Path(source)
+    return load_encoder_weights(network, recipe.network.encoder, source=named)  # type: ignore[arg-type]
 
 
 def _follow_the_data(network: Network) -> None:
@@ -257,11 +273,8 @@ def _network_spec(recipe: Recipe) -> NetworkSpec:
     return NetworkSpec(architecture=recipe.network.architecture_for(recipe.task), encoder=recipe.network.encoder)
 
 
-def _spec(recipe: Recipe, dataset: Dataset, network: Network, *, statistics: tuple[Channels, Channels]) -> ModelSpec:
-    """The new model's spec; its encoder is filled with pretrained weights on the way, which bring their own mean."""
-    source = recipe.network.encoder_weights
-    named = source if source in ("none", "imagenet") else Path(source)
-    origin = load_encoder_weights(network, recipe.network.encoder, source=named)  # type: ignore[arg-type]
+def _spec(recipe: Recipe, dataset: Dataset, *, origin: str, statistics: tuple[Channels, Channels]) -> ModelSpec:
+    """The new model's spec; pretrained weights bring their own mean and standard deviation."""
     mean, std = statistics if origin == "none" else pretrained_statistics(recipe.network.encoder)
     return ModelSpec(
         name=recipe.name,
