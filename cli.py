@@ -1,4 +1,4 @@
-"""The `segserve` command: parses, delegates, prints. The only room that sees segserve, handlers and training.
+"""The `segserve` command: parses, delegates, prints. It and the demo alone see segserve, handlers and training.
 
 A command imports what it needs when it runs, so that `segserve serve` starts without the training packages.
 """

@@ -33,7 +33,9 @@ _MOST_FILES = 16384
 MARGIN_SECONDS = 10
 """TorchServe ends a stuck worker and answers; only if it does not does the gateway."""
 PATHS: dict[Task, str] = {"segmentation": "/v1/segment", "classification": "/v1/classify"}
-ROUTES = "POST /v1/segment, POST /v1/classify, GET /v1/models, /ready or /live"
+ROUTES = (
+    "POST /v1/segment, /v1/classify, /predictions/{model} or /v2/models/{model}/infer, GET /v1/models, /ready or /live"
+)
 
 
 class _Template(string.Template):

@@ -20,7 +20,7 @@ _WANTED, _TAKEN, _KEPT = ".wanted", ".taken", ".kept"
 
 
 class Views(Settings):
-    """How an image was looked at: what of its options changes the mask."""
+    """How an image was looked at: what the network was asked."""
 
     tta: Plan = "none"
     aggregate: Aggregate = "mean"

@@ -1,6 +1,6 @@
 """Turns a batch of raw requests into a batch of raw answers, each item isolated from its neighbours' faults.
 
-Knows HTTP bodies and options but no server: TorchServe's adapter, the offline command and the tests call `handle`.
+Knows HTTP bodies and options but no server: TorchServe's adapter calls `handle`.
 """
 
 import logging

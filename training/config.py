@@ -180,7 +180,7 @@ class Recipe(Settings):
     network: NetworkSettings = NetworkSettings()
     distillation: DistillationSettings | None = None
     preprocess: Sizing
-    """Mean and standard deviation are not chosen: see `training.engine`."""
+    """Mean and standard deviation are not chosen: see `training.data.channel_statistics`."""
     augment: AugmentSettings
     loss: LossSettings = LossSettings()
     optim: OptimSettings
