@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias, get_args
 from pydantic import ValidationError
 
 from segserve.settings import explain
-from segserve.spec import Aggregate, EngineName, Plan
+from segserve.spec import Aggregate, EngineChoice, EngineName, Plan
 from segserve.whole import write_whole
 
 if TYPE_CHECKING:
@@ -295,16 +295,14 @@ def _apply_review(given: argparse.Namespace) -> int:
 
 
 def _export_labels(given: argparse.Namespace) -> int:
-    from training.flywheel import cvat, label_studio
-    from training.flywheel.exchange import export_labels
+    from training.flywheel.exchange import TOOLS, export_labels
     from training.flywheel.round import Round
 
     found = Round(given.round)
     write_whole(given.out, export_labels(found, given.to))
-    labels = {"cvat": cvat.labels_for, "label-studio": label_studio.labels_for}[given.to](found.order.classes)
     count = sum(entry.needs_person for entry in found.entries().values())
     print(f"{given.out}: {count} images, which are in {given.round / 'waiting'}; the labels of the new project:")
-    print(labels)
+    print(TOOLS[given.to].labels(found.order.classes))
     return 0
 
 
@@ -439,8 +437,7 @@ def _add_training(commands: Commands) -> None:
     evaluate.add_argument("--split", default="val", help="default: val; looks at test are counted: docs/training.md")
     evaluate.add_argument("--tta", choices=get_args(Plan), default="none", help="views of each image; default: none")
     evaluate.add_argument("--aggregate", choices=get_args(Aggregate), default="mean", help="of views; default: mean")
-    choices = ("auto", "torch", *get_args(EngineName))
-    evaluate.add_argument("--engine", choices=choices, help="another than the one that would serve it here")
+    evaluate.add_argument("--engine", choices=get_args(EngineChoice), help="instead of the one that would serve it")
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the scores there, too")
     evaluate.add_argument("--html", type=Path, metavar="FILE", help="write a page with charts and samples there")
 

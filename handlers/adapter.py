@@ -26,7 +26,7 @@ from handlers.contract import (
 )
 from segserve.api import Request, Response
 from segserve.artifact import check_example, load_artifact
-from segserve.choice import Choice, build_engine
+from segserve.choice import build_engine
 from segserve.cores import available_cores
 from segserve.doubtful import DoubtfulSettings
 from segserve.doubtful_store import DoubtfulStore
@@ -36,7 +36,7 @@ from segserve.quarantine import Quarantine
 from segserve.sample import keep
 from segserve.service import Service
 from segserve.spans import exporter_from
-from segserve.spec import ServingSpec, Task
+from segserve.spec import EngineChoice, ServingSpec, Task
 
 END_SECONDS = 0.5
 """From the answers of a worker that has lost its device to its end; TorchServe then starts another."""
@@ -136,11 +136,11 @@ def _share_cores(serving: ServingSpec) -> None:
     torch.set_num_threads(serving.threads or max(1, cores // serving.workers))
 
 
-def _engine_asked() -> Choice | None:
+def _engine_asked() -> EngineChoice | None:
     asked = os.environ.get(ENGINE)
-    if asked is not None and asked not in get_args(Choice):
-        raise ValueError(f"expected {ENGINE} to be one of {', '.join(get_args(Choice))}, but got {asked!r}")
-    return cast(Choice | None, asked)
+    if asked is not None and asked not in get_args(EngineChoice):
+        raise ValueError(f"expected {ENGINE} to be one of {', '.join(get_args(EngineChoice))}, but got {asked!r}")
+    return cast(EngineChoice | None, asked)
 
 
 def _draining() -> bool:

@@ -6,7 +6,7 @@ Knows HTTP bodies and headers, but no server.
 import base64
 import binascii
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 from segserve.multipart import read_form
 from segserve.problem import Problem
 from segserve.settings import Settings, explain
-from segserve.spec import Aggregate, Measure, Plan
+from segserve.spec import Aggregate, Measure, ModelSpec, Plan, Split, StoredPrecision
 
 OPTION_HEADER = "x-segserve-"
 
@@ -32,7 +32,7 @@ MAX_LIST_CHARACTERS = 65_536
 
 Form = Literal["png", "json", "coco", "cvat", "labelstudio", "hf", "npz"]
 Render = Literal["index", "overlay", "confidence", "uncertainty"]
-Precision = Literal["uint8", "float16"]
+Masks = Literal["rle", "polygons", "png", "none"]
 
 
 class Options(Settings):
@@ -42,7 +42,7 @@ class Options(Settings):
     """Empty: by the Accept header, else PNG for segmentation and JSON for labels. Several: `multipart/mixed`."""
     render: tuple[Render, ...] = Field(default=("index",), fail_fast=True)
     """What PNG answers show; several: one PNG each, in `multipart/mixed`."""
-    masks: Literal["rle", "polygons", "png", "none"] = "rle"
+    masks: Masks = "rle"
     """How JSON answers, COCO included, hold the masks."""
     tta: Plan = "none"
     """Views of test-time augmentation: flips, quarter turns and sizes of the image, that are predicted, too."""
@@ -54,14 +54,14 @@ class Options(Settings):
     """Names of the classes asked for; empty, or the word `all`: all."""
     objects: bool = False
     """Also each connected region (8 neighbours) of a class: its box, area, centroid and confidence."""
-    split: Literal["none", "watershed"] = "none"
+    split: Split = "none"
     """`watershed`: touching objects of a class are taken apart where their outline narrows."""
     min_area: int = Field(default=0, ge=0)
     """Regions of fewer pixels take the class of the largest region beside them, and objects of fewer are left out."""
     simplify: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
     """Corners of polygons that cut off less than this squared, in pixels, are left out; 0: polygons follow the pixels'
     edges, and hold exactly the mask's pixels."""
-    precision: Precision = "uint8"
+    precision: StoredPrecision = "uint8"
     """Of the probabilities in `format=npz`: 255 = 1, or half-precision floats."""
     name: str = Field(default="image", min_length=1, max_length=255)
     """The image's file name, for the forms that name it: `coco`, `cvat`, `labelstudio`."""
@@ -144,6 +144,14 @@ def options_of_headers(headers: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+def check_classes(names: Iterable[str], spec: ModelSpec) -> None:
+    """A Problem where classes are asked for that the model does not have."""
+    unknown = [name for name in names if name not in spec.class_names]
+    if unknown:
+        known = ", ".join(spec.class_names)
+        raise Problem("bad-option", f"expected 'classes' to be among {known}, but got {', '.join(unknown)}")
+
+
 def _parse_options(raw: Mapping[str, Any], accept: str) -> Options:
     try:
         options = Options.model_validate(raw)
@@ -186,7 +194,7 @@ def _quality(parameters: Sequence[str]) -> float:
 
 
 def _read_body(request: Request) -> tuple[bytes, Mapping[str, Any]]:
-    content_type = _media_type(request.headers.get("content-type", ""))
+    content_type = media_type(request.headers)
     if content_type == "application/json":
         return _read_json(request.fields.get("body", b""))
     if content_type == "multipart/form-data":
@@ -196,8 +204,9 @@ def _read_body(request: Request) -> tuple[bytes, Mapping[str, Any]]:
     raise Problem("unsupported-type", f"expected an image, but got Content-Type {content_type!r}: {HOW_TO_SEND}")
 
 
-def _media_type(content_type: str) -> str:
-    return content_type.partition(";")[0].strip().lower()
+def media_type(headers: Mapping[str, str]) -> str:
+    """Of the body, without parameters, in small letters; empty where none is named."""
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def _read_form(request: Request) -> tuple[bytes, Mapping[str, Any]]:

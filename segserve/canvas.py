@@ -3,7 +3,7 @@
 Dimensions: V views, K classes, M maps (the classes' and two of doubt), H, W.
 """
 
-from typing import Literal, assert_never
+from typing import assert_never
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from segserve import tta
 from segserve.prediction import Query, SegmentationPrediction
-from segserve.spec import Aggregate, Measure
+from segserve.spec import Aggregate, Measure, StoredPrecision
 from segserve.tiling import Block
 
 NUM_DOUBTS = 2
@@ -101,7 +101,7 @@ def _measured(maps_MHW: Tensor, measure: Measure) -> Tensor:
 
 
 def quantised(
-    probs_KHW: Tensor, mask_HW: NDArray[np.uint8], *, precision: Literal["uint8", "float16"]
+    probs_KHW: Tensor, mask_HW: NDArray[np.uint8], *, precision: StoredPrecision
 ) -> NDArray[np.uint8] | NDArray[np.float16]:
     """Probabilities in fewer bits, of which the first largest is still the mask's class.
 

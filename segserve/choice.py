@@ -9,15 +9,14 @@ import torch
 from segserve.artifact import ENGINE_FOLDER, Artifact
 from segserve.engines.torch_engine import TorchEngine
 from segserve.predictor import Engine
-from segserve.spec import EngineName, ModelSpec
+from segserve.spec import EngineChoice, EngineName, ModelSpec
 
 logger = logging.getLogger(__name__)
 
 INSTALL = "the package openvino is not installed: `pip install openvino`"
-Choice = Literal["auto", "torch", EngineName]
 
 
-def build_engine(artifact: Artifact, *, device: torch.device | str, choice: Choice | None = None) -> Engine:
+def build_engine(artifact: Artifact, *, device: torch.device | str, choice: EngineChoice | None = None) -> Engine:
     """The engine for an artifact.
 
     Args:

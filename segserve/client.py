@@ -42,11 +42,11 @@ from segserve.answers import (
     read_picture,
     read_segmentation,
 )
-from segserve.api import Form, LabelsAnswer, Options, ProblemAnswer, Render
+from segserve.api import Form, LabelsAnswer, Masks, Options, ProblemAnswer, Render
 from segserve.clock import Stage
 from segserve.forms.part import Part
 from segserve.settings import explain
-from segserve.spec import Aggregate, Measure, Plan
+from segserve.spec import Aggregate, Measure, Plan, Split, StoredPrecision
 
 ImageSource = bytes | Path | NDArray[np.uint8]
 """An image file's bytes, its path, or pixels: (H, W, 3) RGB or (H, W) gray, uint8."""
@@ -69,7 +69,7 @@ class Asked(TypedDict, total=False):
     measure: Measure
     classes: Sequence[str]
     objects: bool
-    split: Literal["none", "watershed"]
+    split: Split
     min_area: int
     simplify: float
     name: str
@@ -81,8 +81,8 @@ class AskedInFull(Asked, total=False):
 
     format: Form | Sequence[Form]
     render: Render | Sequence[Render]
-    masks: Literal["rle", "polygons", "png", "none"]
-    precision: Literal["uint8", "float16"]
+    masks: Masks
+    precision: StoredPrecision
     top_k: int
 
 
@@ -210,7 +210,7 @@ class Client:
         self,
         image: ImageSource,
         *,
-        masks: Literal["rle", "polygons", "png", "none"] = "rle",
+        masks: Masks = "rle",
         **asked: Unpack[Asked],
     ) -> Segmentation:
         """The JSON answer of a segmentation model."""
@@ -228,7 +228,7 @@ class Client:
         return _parsed(self.ask(image, format=form, **asked), REGION_READERS[form])
 
     def probabilities(
-        self, image: ImageSource, *, precision: Literal["uint8", "float16"] = "uint8", **asked: Unpack[Asked]
+        self, image: ImageSource, *, precision: StoredPrecision = "uint8", **asked: Unpack[Asked]
     ) -> Probabilities:
         """Of every class at every pixel."""
         reply = self.ask(image, format="npz", precision=precision, **asked)

@@ -5,12 +5,11 @@ Dimensions: K classes, H, W.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segserve.spec import Aggregate, Measure, Plan
+from segserve.spec import Aggregate, Measure, Plan, StoredPrecision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +25,7 @@ class Query:
     aggregate: Aggregate = "mean"
     maps: tuple[Measure, ...] = ()
     """Uncertainty maps wanted."""
-    probabilities: Literal["uint8", "float16"] | None = None
+    probabilities: StoredPrecision | None = None
     """Wanted, at this precision."""
     deadline: float | None = None
     """Seconds of `time.perf_counter`; no forward pass is begun after it."""

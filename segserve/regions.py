@@ -7,7 +7,7 @@ for all regions, however many there are and however far their boxes overlap, and
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import rasterio.features
@@ -16,6 +16,7 @@ from skimage.measure import label
 
 from segserve.png import NO_CLASS
 from segserve.problem import Problem
+from segserve.spec import Split
 from segserve.watershed import split_touching
 
 MAX_OBJECTS = 20_000
@@ -147,7 +148,7 @@ def find_objects(
     mask_HW: NDArray[np.uint8],
     confidence_HW: NDArray[np.uint8],
     *,
-    split: Literal["none", "watershed"] = "none",
+    split: Split = "none",
     min_area: int = 0,
 ) -> tuple[Region, ...]:
     """The connected components (8 neighbours) of each class, in the order of the classes, then of their first pixels.

@@ -167,7 +167,7 @@ class Service:
         if asks_v2(request):
             return read_inference(request, spec=self.spec, max_answer_bytes=MAX_ANSWER_BYTES)
         data, options = api.parse_request(request)
-        self._check_classes(options.classes)
+        api.check_classes(options.classes, self.spec)
         with self.quarantine.decoding(data) if self.quarantine else nullcontext():
             decoded = codec.decode_scaled(data, needed=lambda size: self._needed(size, options))
         asked = Asked(image_HWC=decoded.image_HWC, sent_size=decoded.sent_size, options=options)
@@ -178,12 +178,6 @@ class Service:
         """At which size to decode an image: whole, where somebody is to see it."""
         is_seen = "overlay" in options.render or self.doubtful is not None
         return size if is_seen else needed_size(size, self.spec.preprocess)
-
-    def _check_classes(self, names: Sequence[str]) -> None:
-        unknown = [name for name in names if name not in self.spec.class_names]
-        if unknown:
-            known = ", ".join(self.spec.class_names)
-            raise Problem("bad-option", f"expected 'classes' to be among {known}, but got {', '.join(unknown)}")
 
     def _check_probabilities(self, asked: Asked) -> None:
         """Refuse an answer that is too large before any work is done for it, where its size is known."""

@@ -42,8 +42,15 @@ Aggregate = Literal["mean", "logits", "max", "vote"]
 """How the views' answers are joined, see `segserve.tta`."""
 Measure = Literal["entropy", "mutual-information", "disagreement"]
 """What an uncertainty map shows, see `segserve.tta`."""
+StoredPrecision = Literal["uint8", "float16"]
+"""Of probabilities that leave the predictor."""
+Split = Literal["none", "watershed"]
+"""How touching objects are taken apart, see `segserve.watershed`."""
 EngineName = Literal["openvino", "openvino-int8"]
 """Engines that are built from the weights at export; `torch` runs the weights themselves, everywhere."""
+EngineChoice = Literal["auto", "torch", EngineName]
+"""`auto`: the exported engine where there is one, it is installed and there is no GPU; else torch."""
+ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Color = tuple[int, int, int]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -80,6 +87,13 @@ class NetworkSpec(Settings):
     def _encoder_fits(self) -> Self:
         check_encoder(self.architecture or "unet", self.encoder)
         return self
+
+
+def check_architecture(architecture: Architecture, task: Task) -> None:
+    """A ValueError where it is none for the task."""
+    known = ARCHITECTURES[task]
+    if architecture not in known:
+        raise ValueError(f"expected network.architecture for {task} to be {' or '.join(known)}, but got {architecture}")
 
 
 def check_encoder(architecture: Architecture, encoder: str) -> None:
@@ -157,8 +171,7 @@ class ServingSpec(Settings):
     workers: int = Field(default=1, ge=1)
     max_seconds: int = Field(default=100, ge=1)
     """No forward pass is begun for a request that arrived longer ago; it gets 504."""
-    engine: Literal["auto", "torch", EngineName] = "auto"
-    """`auto`: the exported engine where there is one, it is installed and there is no GPU; else torch."""
+    engine: EngineChoice = "auto"
     threads: int | None = Field(default=None, ge=1)
     """Of one worker; None: the cores, shared out among the workers."""
     cuda_graphs: bool = False
@@ -236,7 +249,7 @@ class ModelSpec(Settings):
     """A trained model, without its weights."""
 
     schema_version: Literal[1] = 1
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: ModelName
     task: Task
     network: NetworkSpec
     classes: tuple[ClassSpec, ...] = Field(min_length=2, max_length=MAX_CLASSES)
@@ -259,11 +272,8 @@ class ModelSpec(Settings):
             raise ValueError(f"expected class ids 0 to {len(ids) - 1} in order, but got {ids}")
         if self.task == "classification" and self.preprocess.resize == "never":
             raise ValueError("expected preprocess.resize 'always' or 'larger' for classification, but got 'never'")
-        if self.network.architecture not in (None, *ARCHITECTURES[self.task]):
-            raise ValueError(
-                f"expected network.architecture for {self.task} to be {' or '.join(ARCHITECTURES[self.task])}, "
-                f"but got {self.network.architecture}"
-            )
+        if self.network.architecture is not None:
+            check_architecture(self.network.architecture, self.task)
         if self.reference is not None and len(self.reference.class_shares) != len(ids):
             raise ValueError(
                 f"expected reference.class_shares of {len(ids)} classes, but got {len(self.reference.class_shares)}"

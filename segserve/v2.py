@@ -144,7 +144,7 @@ def asks_v2(request: api.Request) -> bool:
         return True
     body = request.fields.get("body", b"")
     return _BRACE.match(body) is not None and (
-        _media_type(request) != "application/json" or _INPUTS_KEY.search(body) is not None
+        api.media_type(request.headers) != "application/json" or _INPUTS_KEY.search(body) is not None
     )
 
 
@@ -169,10 +169,6 @@ def read_inference(request: api.Request, *, spec: ModelSpec, max_answer_bytes: i
     inference = Inference(id=asked.id, images_BHWC=images_BHWC, options=options, outputs=outputs)
     _check_answer(inference, spec=spec, max_answer_bytes=max_answer_bytes)
     return inference
-
-
-def _media_type(request: api.Request) -> str:
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def _split(request: api.Request) -> tuple[bytes, memoryview]:
@@ -321,10 +317,7 @@ def _options(given: Mapping[str, Any], spec: ModelSpec) -> api.Options:
         options = api.Options.model_validate(given)
     except ValidationError as error:
         raise Problem("bad-option", explain(error)) from None
-    nameless = [name for name in options.classes if name not in spec.class_names]
-    if nameless:
-        classes = ", ".join(spec.class_names)
-        raise Problem("bad-option", f"expected 'classes' to be among {classes}, but got {', '.join(nameless)}")
+    api.check_classes(options.classes, spec)
     return options
 
 

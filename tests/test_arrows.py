@@ -36,7 +36,7 @@ ALLOWED_IN_SEGSERVE = {
     "predictor": {"canvas", "clock", "device", "memory", "prediction", "preprocess", "spec", "tiling", "tta"},
     "png": {"spec"},
     "watershed": {"png", "problem"},
-    "regions": {"png", "problem", "watershed"},
+    "regions": {"png", "problem", "spec", "watershed"},
     "polygons": {"problem", "regions"},
     "rle": {"regions"},
     "engines": set(),

@@ -8,9 +8,10 @@ import torch
 
 from segserve import choice
 from segserve.artifact import Artifact
-from segserve.choice import Choice, build_engine
+from segserve.choice import build_engine
 from segserve.engines.openvino_engine import OpenVINOEngine
 from segserve.engines.torch_engine import TorchEngine
+from segserve.spec import EngineChoice
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "find_spec", find)
 
 
-def asking(artifact: Artifact, engine: Choice) -> Artifact:
+def asking(artifact: Artifact, engine: EngineChoice) -> Artifact:
     serving = artifact.spec.serving.model_copy(update={"engine": engine})
     return replace(artifact, spec=artifact.spec.model_copy(update={"serving": serving}))
 

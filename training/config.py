@@ -9,7 +9,17 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from segserve.networks import auxiliary_choices, check_classifier
 from segserve.settings import Settings, explain
-from segserve.spec import ARCHITECTURES, Architecture, ModelSpec, ServingSpec, Sizing, Task, check_encoder
+from segserve.spec import (
+    ARCHITECTURES,
+    Architecture,
+    ModelName,
+    ModelSpec,
+    ServingSpec,
+    Sizing,
+    Task,
+    check_architecture,
+    check_encoder,
+)
 from segserve.text import read_text
 from training.losses.terms import FOR_LABELS, LossSettings
 
@@ -172,7 +182,7 @@ class EvalSettings(Settings):
 class Recipe(Settings):
     """One training run."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: ModelName
     task: Task
     seed: int = Field(default=0, ge=0)
     data: DataSettings
@@ -189,12 +199,8 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _network_fits_task(self) -> Self:
-        network, known = self.network, ARCHITECTURES[self.task]
-        architecture = network.architecture_for(self.task)
-        if architecture not in known:
-            raise ValueError(
-                f"expected network.architecture for {self.task} to be {' or '.join(known)}, but got {architecture}"
-            )
+        network, architecture = self.network, self.network.architecture_for(self.task)
+        check_architecture(architecture, self.task)
         if architecture == "classifier":
             check_classifier(network.encoder)
         check_encoder(architecture, network.encoder)

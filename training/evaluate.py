@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from segserve.artifact import Artifact
-from segserve.choice import Choice, build_engine
+from segserve.choice import build_engine
 from segserve.codec import Decoded
 from segserve.engines.torch_engine import best_device
 from segserve.prediction import Prediction, Query, SegmentationPrediction
 from segserve.predictor import Predictor, build_predictor
 from segserve.settings import Settings
-from segserve.spec import Aggregate, ClassSpec, Measure, ModelSpec, Plan, PreprocessSpec, Task
+from segserve.spec import Aggregate, ClassSpec, EngineChoice, Measure, ModelSpec, Plan, PreprocessSpec, Task
 from segserve.tta import PLANS
 from training.boundary import TRIMAP_RADII, WIDTHS, BoundaryTally
 from training.calibration import ProbabilityTally
@@ -101,7 +101,7 @@ class Evaluation(Settings):
     aggregate: Aggregate
     scores: dict[str, float]
     classes: tuple[ClassScore, ...]
-    engine: Choice = "torch"
+    engine: EngineChoice = "torch"
     """That ran the network."""
     temperature: float = 1.0
     """The logits were divided by it."""
@@ -209,7 +209,7 @@ def evaluate(
     split: str = "val",
     tta: Plan = "none",
     aggregate: Aggregate = "mean",
-    engine: Choice | None = None,
+    engine: EngineChoice | None = None,
 ) -> Evaluation:
     """Score an artifact on a split of a data set with the same classes, by the engine that would serve it here.
 
@@ -237,7 +237,7 @@ def evaluate_dataset(
     split: str = "val",
     tta: Plan = "none",
     aggregate: Aggregate = "mean",
-    engine: Choice | None = None,
+    engine: EngineChoice | None = None,
 ) -> Evaluation:
     """The same, on a data set that is open already."""
     _check_classes(artifact.spec.classes, dataset)

@@ -7,7 +7,8 @@ from typing import Literal
 from pydantic import ValidationError
 
 from segserve.settings import Settings, explain
-from training.flywheel.round import Entry, Round, Verdict
+from training.flywheel.round import Entry, Round
+from training.flywheel.triage import Verdict
 
 Decision = Literal["accept", "work", "reject"]
 

@@ -9,6 +9,7 @@ import filecmp
 import io
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -29,22 +30,33 @@ from training.layouts import Dataset, open_dataset
 
 Tool = Literal["cvat", "label-studio"]
 
-WRITERS: Mapping[Tool, Callable[[Sequence[Task], Sequence[ClassSpec], str], bytes]] = {
-    "cvat": cvat.write,
-    "label-studio": label_studio.write,
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """What a tool takes."""
+
+    write: Callable[[Sequence[Task], Sequence[ClassSpec], str], bytes]
+    """Tasks, classes and the model's name to a file."""
+    labels: Callable[[Sequence[ClassSpec]], str]
+    """The labels that a new project needs, as text."""
+
+
+TOOLS: Mapping[Tool, Form] = {
+    "cvat": Form(write=cvat.write, labels=cvat.labels_for),
+    "label-studio": Form(write=label_studio.write, labels=label_studio.labels_for),
 }
 
 
 def export_labels(found: Round, tool: Tool) -> bytes:
     """A file for the tool with all images of a round that need a person; those to be labelled anew have no shapes."""
-    if tool not in WRITERS:
+    if tool not in TOOLS:
         raise ValueError(f"expected one of {', '.join(get_args(Tool))}, but got {tool!r}: choose one of them")
     order = found.order
     entries = [entry for entry in found.entries().values() if entry.needs_person]
     if not entries:
         raise ValueError(f"expected images that need a person, but {found.path} has none: nothing is to be done")
     tasks = [_task(found, entry, score=entry.scores[order.thresholds.score]) for entry in entries]
-    return WRITERS[tool](tasks, order.classes, f"{order.model} {order.artifact[:12]}")
+    return TOOLS[tool].write(tasks, order.classes, f"{order.model} {order.artifact[:12]}")
 
 
 def _task(found: Round, entry: Entry, *, score: float) -> Task:

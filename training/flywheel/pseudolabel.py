@@ -32,7 +32,7 @@ from training.flywheel.copies import HELD_OUT, copies, held_out_images
 from training.flywheel.round import Entry, Round, RoundOrder, link
 from training.flywheel.scores import agreement, image_scores
 from training.flywheel.soft import SoftMask
-from training.flywheel.triage import HeldOut, PixelRule, Selection, check_held_out, fit_thresholds
+from training.flywheel.triage import HeldOut, PixelRule, Selection, Verdict, check_held_out, fit_thresholds
 from training.layouts import Dataset, open_dataset
 from training.metrics import confusion_matrix, image_miou
 from training.run import Run
@@ -356,9 +356,6 @@ def _taken_over(found: Round, previous: Round, files: Sequence[Path]) -> Iterato
 def counts(entries: Sequence[Entry]) -> dict[str, int]:
     """How many of each verdict, and how many get no mask."""
     return {
-        **{
-            name: sum(entry.verdict == name and not entry.fault for entry in entries)
-            for name in ("accept", "review", "relabel")
-        },
+        **{name: sum(entry.verdict == name and not entry.fault for entry in entries) for name in get_args(Verdict)},
         "left out": sum(bool(entry.fault) for entry in entries),
     }

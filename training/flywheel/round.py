@@ -32,14 +32,11 @@ from segserve.whole import replacing, write_whole
 from training.alone import alone
 from training.data import IGNORE
 from training.flywheel.soft import SoftMask
-from training.flywheel.triage import PixelRule, Selection, Thresholds
+from training.flywheel.triage import PixelRule, Selection, Thresholds, Verdict
 from training.layouts import CLASSES
 from training.lines import append_lines, read_lines
 
 BEGUN, ORDER, MANIFEST = "round.begun", "round.json", "manifest.jsonl"
-
-Verdict = Literal["accept", "review", "relabel"]
-"""Train on it; it needs a look and some work; it is of no use, label the image anew."""
 
 
 class RoundOrder(Settings):

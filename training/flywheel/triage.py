@@ -22,6 +22,8 @@ from training.flywheel.scores import ScoreName, auroc
 from training.flywheel.soft import SoftMask
 from training.layouts import Dataset
 
+Verdict = Literal["accept", "review", "relabel"]
+"""Train on it; it needs a look and some work; it is of no use, label the image anew."""
 USUAL_SHARE = 0.75
 """Of the held-out images that are as good as a mask must be, if nothing is said about it."""
 LEAST_HELD_OUT, LEAST_ACCEPTED = 8, 5
@@ -91,7 +93,7 @@ class Thresholds(Settings):
         """Of all held-out masks."""
         return self.num_good / self.num_held_out
 
-    def verdict(self, score: float) -> Literal["accept", "review", "relabel"]:
+    def verdict(self, score: float) -> Verdict:
         if self.accept_from is not None and score >= self.accept_from:
             return "accept"
         return "relabel" if self.relabel_below is not None and score < self.relabel_below else "review"
