@@ -26,6 +26,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from segserve.png_chunks import without_descriptions
 from segserve.problem import Problem
 
 Size = tuple[int, int]
@@ -63,6 +64,8 @@ NOT_TAKEN = re.compile(
     re.IGNORECASE,
 )
 """How Pillow's readers begin to say that a file is whole, but of a kind they do not read."""
+TEXT_BOMB = re.compile("decompressed data too large|too much memory used in text", re.IGNORECASE)
+"""What Pillow says of text in a PNG that expands beyond a megabyte, or 64 in all: an attack, no broken description."""
 
 MAX_TIFF_PIECES = 100_000
 """Strips or tiles; Pillow makes an object of several hundred bytes of each before anything can be checked."""
@@ -175,6 +178,18 @@ def decode_scaled(data: bytes, *, needed: Callable[[Size], Size]) -> Decoded:
         raise Problem("bad-body", "expected the bytes of an image, but the body is empty: send the file as the body")
     if len(data) > MAX_BYTES:
         raise Problem("too-large", f"expected at most {MAX_BYTES} bytes, but got {len(data)}: send a smaller file")
+    try:
+        return _decoded(data, needed)
+    except Problem as problem:
+        if problem.kind != "undecodable" or TEXT_BOMB.search(problem.detail):
+            raise
+        pixels = without_descriptions(data)
+        if len(pixels) == len(data):
+            raise
+    return _decoded(pixels, needed)
+
+
+def _decoded(data: bytes, needed: Callable[[Size], Size]) -> Decoded:
     with _open(data) as image:
         try:
             scale = _scale(image, data, needed((image.height, image.width)))
@@ -372,7 +387,7 @@ def _orientation(image: Image.Image) -> Any:
     """As EXIF says; 1 where it cannot be read, which is no reason to refuse the pixels."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except (SyntaxError, struct.error):  # Pillow's for what is no EXIF, or cut short
+    except (SyntaxError, ValueError, struct.error):  # Pillow's for what is no EXIF, no text of it, or cut short
         return 1
 
 

@@ -7,6 +7,9 @@ from python_multipart.multipart import Field, File, create_form_parser
 
 from segserve.problem import Problem
 
+MAX_PARTS = 256
+"""Most fields and files of a form; there are fewer options than that."""
+
 
 def read_form(content_type: str, body: bytes) -> dict[str, bytes]:
     """The form's fields and files by name; of several with one name, the last.
@@ -16,16 +19,21 @@ def read_form(content_type: str, body: bytes) -> dict[str, bytes]:
         body: the whole body.
 
     Raises:
-        Problem: `bad-body`, the body is no such form.
+        Problem: `bad-body`, the body is no such form, or has more than `MAX_PARTS` fields.
     """
-    parts: dict[str, bytes] = {}
+    parts: list[tuple[str, bytes]] = []
+
+    def take(name: bytes | None, value: bytes) -> None:
+        if len(parts) == MAX_PARTS:
+            raise Problem("bad-body", f"expected at most {MAX_PARTS} fields in the form, but got more: send fewer")
+        parts.append(((name or b"").decode("utf-8", "replace"), value))
 
     def on_field(field: Field) -> None:
-        parts[_text(field.field_name)] = field.value or b""
+        take(field.field_name, field.value or b"")
 
     def on_file(file: File) -> None:
         file.file_object.seek(0)
-        parts[_text(file.field_name)] = file.file_object.read()
+        take(file.field_name, file.file_object.read())
 
     in_memory = {"MAX_MEMORY_FILE_SIZE": math.inf}
     try:
@@ -34,8 +42,4 @@ def read_form(content_type: str, body: bytes) -> dict[str, bytes]:
         parser.finalize()
     except (FormParserError, ValueError) as error:
         raise Problem("bad-body", f"expected multipart/form-data, but it cannot be parsed: {error}") from None
-    return parts
-
-
-def _text(name: bytes | None) -> str:
-    return (name or b"").decode("utf-8", "replace")
+    return dict(parts)

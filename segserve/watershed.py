@@ -10,7 +10,7 @@ that the answer does not depend on the image's scale.
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import distance_transform_edt, maximum
+from scipy.ndimage import distance_transform_edt, find_objects, maximum
 from skimage.measure import label
 from skimage.morphology import local_maxima
 from skimage.segmentation import watershed
@@ -25,6 +25,8 @@ BLUR = 1.5
 """Pixels that both widths are increased by: half a pixel more or less is no narrowing."""
 MAX_PIXELS = 25_000_000
 """The watershed needs some 50 bytes a pixel."""
+MAX_WORK = 200_000_000
+"""Pixels in the boxes around all classes: 20 s of a core."""
 
 HALF_OF_THE_NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))
 """dy, dx: each pair of pixels is met once."""
@@ -41,7 +43,7 @@ def split_touching(mask_HW: NDArray[np.uint8], components_HW: NDArray[np.int32])
         Labels of the objects, some numbers from 1 on; 0 where there is no component.
 
     Raises:
-        Problem: `too-large`, more than `MAX_PIXELS` pixels.
+        Problem: `too-large`, more than `MAX_PIXELS` pixels, or `MAX_WORK` of them in the boxes around the classes.
     """
     if mask_HW.size > MAX_PIXELS:
         raise Problem(
@@ -49,15 +51,41 @@ def split_touching(mask_HW: NDArray[np.uint8], components_HW: NDArray[np.int32])
             f"expected at most {MAX_PIXELS} pixels with split=watershed, but got {mask_HW.size}: "
             "send a smaller image, or leave split out",
         )
+    boxes = _boxes(mask_HW)
+    work = sum(mask_HW[box].size for box in boxes.values())
+    if work > MAX_WORK:
+        raise Problem(
+            "too-large",
+            f"expected at most {MAX_WORK} pixels in the boxes around the classes with split=watershed, but got {work} "
+            f"around {len(boxes)} of them: ask for fewer classes, send a smaller image, or leave split out",
+        )
     distance_HW = np.ones(mask_HW.shape, dtype=np.float32)
     basins_HW = np.zeros_like(components_HW)
-    for class_id in np.unique(mask_HW[mask_HW != NO_CLASS]).tolist():
-        region_HW = mask_HW == class_id
-        if region_HW.all():  # there is no outside to measure the distance to, and no neck
+    num_basins = 0
+    for class_id, box in boxes.items():
+        region_hw = mask_HW[box] == class_id
+        if region_hw.size == mask_HW.size and region_hw.all():  # no outside to measure the distance to, and no neck
             return components_HW
-        distance_HW[region_HW] = distance_transform_edt(region_HW)[region_HW]
-        basins_HW[region_HW] = basins_HW.max() + _basins(distance_HW, region_HW)[region_HW]
+        distance_hw = distance_transform_edt(region_hw)[region_hw]
+        distance_HW[box][region_hw] = distance_hw
+        basins_hw = _basins(distance_HW[box], region_hw)[region_hw]
+        basins_HW[box][region_hw] = num_basins + basins_hw
+        num_basins += int(basins_hw.max())
     return _join_basins(basins_HW, distance_HW, components_HW)
+
+
+def _boxes(mask_HW: NDArray[np.uint8]) -> dict[int, tuple[slice, slice]]:
+    """The part of the image around each class, with a margin of one pixel in which the nearest outside can be seen."""
+    found = find_objects(mask_HW.astype(np.int32) + 1)
+    return {
+        class_id: (_wider(box[0]), _wider(box[1]))
+        for class_id, box in enumerate(found)
+        if box is not None and class_id != NO_CLASS
+    }
+
+
+def _wider(side: slice) -> slice:
+    return slice(max(0, side.start - 1), side.stop + 1)
 
 
 def _basins(distance_HW: NDArray[np.float32], region_HW: NDArray[np.bool_]) -> NDArray[np.int32]:

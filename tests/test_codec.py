@@ -17,7 +17,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin
 
-from segserve import codec
+from segserve import codec, png_chunks
 from segserve.codec import decode_image
 from segserve.problem import Problem
 from tests.conftest import random_image
@@ -494,6 +494,37 @@ def test_a_broken_tag_is_no_reason_to_refuse_the_pixels(kind: str) -> None:
 def test_a_description_that_is_none_is_no_reason_to_refuse_the_pixels(exif: bytes, kind: str) -> None:
     resolution = {} if kind == "WEBP" else {"dpi": (72, 72)}  # for want of it Pillow looks for one in EXIF
     assert decode(Image.new("RGB", (20, 10)), kind, exif=exif, **resolution).shape == (10, 20, 3)
+
+
+@pytest.mark.parametrize("is_last", [False, True], ids=["before the pixels", "after them"])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        (b"zTXt", b"Comment\0\1" + zlib.compress(b"by no method that there is")),
+        (b"tEXt", b"Raw profile type exif\0\nexif\n    4\nno hexadecimal"),
+        (b"iCCP", b"profile\0\1x"),
+        (b"pHYs", b"short"),
+        (b"acTL", b"short"),
+    ],
+    ids=["unknown method", "no hexadecimal", "a profile", "a short density", "short frames"],
+)
+def test_a_png_whose_descriptions_cannot_be_read_keeps_its_pixels(name: bytes, content: bytes, is_last: bool) -> None:
+    image_HWC = random_image(20, 30)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    whole = saved(Image.fromarray(image_HWC), "PNG", exif=exif)
+    place = whole.index(b"IEND") - 4 if is_last else 33
+    chunk = len(content).to_bytes(4, "big") + name + content + zlib.crc32(name + content).to_bytes(4, "big")
+    data = whole[:place] + chunk + whole[place:]
+    assert (decode_image(data) == np.rot90(image_HWC, -1)).all()
+    assert refused(data.replace(b"IDAT", b"IDAX")).kind == "undecodable"
+
+
+def test_a_png_of_countless_chunks_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = saved(Image.fromarray(random_image(20, 30)), "PNG", dpi=(72, 72))
+    assert len(png_chunks.without_descriptions(data)) == len(data) - 21
+    monkeypatch.setattr(png_chunks, "MAX_CHUNKS", 3)
+    assert png_chunks.without_descriptions(data) is data
 
 
 def test_running_out_of_memory_is_not_blamed_on_the_file(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from segserve.multipart import read_form
+from segserve.multipart import MAX_PARTS, read_form
 from segserve.problem import Problem
 
 IMAGE = bytes(range(256)) * 8192
@@ -39,6 +39,17 @@ def test_garbage_has_no_image_or_is_refused(body: bytes) -> None:
         assert "image" not in read_form(content_type, body)
     except Problem as problem:
         assert problem.status == 400
+
+
+def test_a_form_of_too_many_fields_is_refused_at_once() -> None:
+    fields = {f"field-{number}": "" for number in range(MAX_PARTS)}
+    request = httpx.Request("POST", "http://here", files={"image": ("a.png", IMAGE)}, data=fields)
+    with pytest.raises(Problem, match="expected at most 256 fields in the form, but got more: send fewer") as caught:
+        read_form(request.headers["content-type"], request.read())
+    assert caught.value.kind == "bad-body"
+    fields.popitem()
+    request = httpx.Request("POST", "http://here", files={"image": ("a.png", IMAGE)}, data=fields)
+    assert len(read_form(request.headers["content-type"], request.read())) == MAX_PARTS
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])

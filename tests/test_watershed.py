@@ -84,6 +84,27 @@ def test_objects_are_connected_and_cover_their_class(mask_HW: NDArray[np.uint8])
         assert (mask_HW[inside_HW] == region.class_id).all()
 
 
+def test_classes_in_many_places_are_divided_as_if_each_were_alone() -> None:
+    """Each is looked at in the box around it; what lies in there of others, and the image's edges, change nothing."""
+    mask_HW = np.pad(blobs(60, 70), ((0, 5), (7, 0)), constant_values=OUTSIDE)
+    found = find_objects(mask_HW, mask_HW, split="watershed")
+    for class_id in np.unique(mask_HW[mask_HW != OUTSIDE]):
+        alone_HW = np.where(mask_HW == class_id, mask_HW, OUTSIDE).astype(np.uint8)
+        alone = find_objects(alone_HW, alone_HW, split="watershed")
+        boxes = [(region.box, region.area) for region in found if region.class_id == class_id]
+        assert [(region.box, region.area) for region in alone] == boxes
+
+
+def test_too_much_work_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    stripes_HW = np.repeat(np.arange(4, dtype=np.uint8), 5)[:, None].repeat(9, axis=1)
+    work = (6 + 7 + 7 + 6) * 9
+    monkeypatch.setattr(watershed, "MAX_WORK", work)
+    assert len(find_objects(stripes_HW, stripes_HW, split="watershed")) == 4
+    monkeypatch.setattr(watershed, "MAX_WORK", work - 1)
+    with pytest.raises(Problem, match=f"expected at most {work - 1} pixels .* but got {work} around 4 of them: ask"):
+        find_objects(stripes_HW, stripes_HW, split="watershed")
+
+
 def test_images_too_large_for_it_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watershed, "MAX_PIXELS", 29)
     sentence = "expected at most 29 pixels with split=watershed, but got 30: send a smaller image, or leave split out"
