@@ -8,17 +8,14 @@ Scores are those on val after the last step. A section is added to the file.
 
 import argparse
 import json
-import os
 import statistics
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from bench.machine import processor
+from bench.machine import conditions
+from bench.results import figure
 from bench.section import add_section
 from segserve.spec import Task
 from training.config import Recipe, load_recipe
@@ -153,8 +150,7 @@ def heading(given: argparse.Namespace, recipes: Mapping[str, Recipe]) -> str:
     changes = f", with {' '.join(given.overrides)}" if given.overrides else ""
     return (
         f"## {first.name}: {given.arms}, {first.optim.epochs} epochs{changes}\n\n"
-        f"{time.strftime('%Y-%m-%d')}, {processor()}, {os.cpu_count()} cores, torch {torch.__version__}"
-        f"{', ' + torch.cuda.get_device_name() if torch.cuda.is_available() else ''}. "
+        f"{conditions()}. "
         f"Val after the last step, {given.seeds} seeds, mean ± standard deviation; the gain is the mean of the "
         f"differences from {next(iter(recipes))} with the same seed, ± their standard deviation."
     )
@@ -170,14 +166,10 @@ def table(found: Sequence[Arm]) -> str:
         f"|---|---|{'---|' * len(shown)}---|",
     ]
     for arm in found:
-        cells = [_figure(arm.report.scores.get(name)) for name in shown]
+        cells = [figure(arm.report.scores.get(name)) for name in shown]
         gain = "" if arm is found[0] else _gain(arm.report.scores[headline], scores[headline])
         lines.append(f"| {arm.name} | {gain} | {' | '.join(cells)} | {arm.minutes:.1f} |")
     return "\n".join(lines)
-
-
-def _figure(spread: Spread | None) -> str:
-    return "" if spread is None else f"{spread.mean:.4f} ± {spread.std:.4f}"
 
 
 def _gain(spread: Spread, first: Spread) -> str:

@@ -15,7 +15,6 @@ import math
 import shutil
 import statistics
 import sys
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -23,11 +22,10 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 
 from bench.hidden import Draw, Judged, draw_labels, judged, seen_by_reviewer
-from bench.machine import processor
+from bench.machine import conditions
 from bench.section import add_section
 from segserve.spec import Plan
 from training.config import Recipe, load_recipe
@@ -214,10 +212,9 @@ def _heading(given: argparse.Namespace, recipe: Recipe, results: Sequence[Result
     changes = f" with {' '.join(given.overrides)}" if given.overrides else ""
     clips = f" in clips of {given.clips}" if given.clips > 1 else ""
     return (
-        f"## {recipe.name}, {given.budget} of the labels\n\n{time.strftime('%Y-%m-%d')}, {processor()}, torch "
-        f"{torch.__version__}; recipe {given.recipe.name}{changes}. Of each of {given.draws} draws{clips}: "
-        f"{first.num_labelled} labelled, {first.rounds[0].num_images} hidden, {given.held_out} held-out images for the "
-        f"thresholds, that no arm is trained on. Views: {_plan(given, recipe)}; selected by {given.score}, for a "
+        f"## {recipe.name}, {given.budget} of the labels\n\n{conditions()}; recipe {given.recipe.name}{changes}. "
+        f"Of each of {given.draws} draws{clips}: {first.num_labelled} labelled, {first.rounds[0].num_images} hidden, "
+        f"{given.held_out} held-out images for the thresholds, that no arm is trained on. Views: {_plan(given, recipe)}; selected by {given.score}, for a "
         f"precision of {given.precision:g}; {given.border:g} pixels beside borders are left out. All arms have the "
         "same number of steps. Mean IoU on val after the last step."
     )

@@ -10,7 +10,6 @@ image on one thread of the CPU, from the decoded image to the answer, the median
 """
 
 import argparse
-import os
 import statistics
 import sys
 import time
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor
 
 from bench.limit import network_operations
-from bench.machine import processor
+from bench.machine import conditions
 from bench.section import add_section
 from segserve.artifact import Artifact, load_artifact
 from segserve.engines.torch_engine import TorchEngine
@@ -193,7 +192,7 @@ def heading(seeds: Sequence[Rung], given: argparse.Namespace) -> str:
     return (
         f"## {recipe.data.root.name}: {evaluation.split}, {evaluation.num_images} images, "
         f"{recipe.optim.epochs} epochs\n\n"
-        f"{time.strftime('%Y-%m-%d')}, {processor()}, {os.cpu_count()} cores, torch {torch.__version__}; "
+        f"{conditions()}; "
         f"recipe {given.recipe.name}{changes}, trained on {place}{spread}."
     )
 

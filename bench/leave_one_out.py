@@ -9,19 +9,15 @@ section is added to the file.
 """
 
 import argparse
-import os
 import re
 import shutil
 import statistics
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import torch
-
-from bench.machine import processor
+from bench.machine import conditions
 from bench.section import add_section
 from training.config import Recipe, load_recipe
 from training.engine import NonFiniteLoss, train
@@ -131,7 +127,7 @@ def heading(recipe: Recipe, given: argparse.Namespace) -> str:
     changes = f", with {' '.join(given.overrides)}" if given.overrides else ""
     return (
         f"## {recipe.name}: each group of {given.group!r} left out, {recipe.optim.epochs} epochs{changes}\n\n"
-        f"{time.strftime('%Y-%m-%d')}, {processor()}, {os.cpu_count()} cores, torch {torch.__version__}. "
+        f"{conditions()}. "
         f"Trained on the other groups of the train split, after the last step."
     )
 

@@ -9,17 +9,13 @@ the file.
 
 import argparse
 import json
-import os
 import statistics
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from bench.machine import processor
+from bench.machine import conditions
 from bench.section import add_section
 from training.config import Recipe
 from training.evaluate import Evaluation
@@ -86,7 +82,7 @@ def heading(results: Sequence[Result]) -> str:
     seeds = sorted({len(result.report.seeds) for result in results})
     return (
         f"## {', '.join(result.report.name for result in results)}\n\n"
-        f"{time.strftime('%Y-%m-%d')}, {processor()}, {os.cpu_count()} cores, torch {torch.__version__}. "
+        f"{conditions()}. "
         f"Val after the last step, {' or '.join(map(str, seeds))} seeds, mean ± standard deviation."
     )
 

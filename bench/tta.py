@@ -7,7 +7,6 @@ of use on a machine without a GPU only.
 """
 
 import argparse
-import os
 import statistics
 import sys
 import time
@@ -22,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from bench.machine import processor
+from bench.machine import conditions
 from bench.section import add_section
 from segserve.artifact import load_artifact
 from segserve.engines.torch_engine import TorchEngine
@@ -127,8 +126,7 @@ def heading(name: str, plain: Result) -> str:
     evaluation = plain.evaluation
     return (
         f"## {name}: {evaluation.split}, {evaluation.num_images} images, temperature {evaluation.temperature:.3g}\n\n"
-        f"{time.strftime('%Y-%m-%d')}, {processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s), "
-        f"torch {torch.__version__}."
+        f"{conditions()}, {torch.get_num_threads()} thread(s)."
     )
 
 

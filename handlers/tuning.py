@@ -8,7 +8,7 @@ another is moved to its neighbour as long as that is better, so that some ten tr
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -126,20 +126,27 @@ def search(start: ServingSpec, space: Space, measure: Callable[[ServingSpec], Tr
             values.insert(sum(value is not None and value < current for value in values), current)
         place = values.index(current)
         for direction in (values[place + 1 :], values[:place][::-1]):
-            moved = False
-            for value in direction:
-                trial = measure(best.serving.model_copy(update={name: value}))
-                better = trial.is_better_than(best)
-                best = trial if better else best
+            before = best
+            for trial in _as_long_as_better(best, name, direction, measure):
+                best = trial if trial.is_better_than(best) else best
                 yield trial, best
-                if not better:
-                    break
-                moved = True
-            if moved:
+            if best is not before:
                 break
 
 
-def tune(path: Path, *, slo_p95_ms: float, space: Space | None = None) -> Iterator[tuple[Trial, Trial]]:
+def _as_long_as_better(
+    best: Trial, name: str, values: Sequence[Any], measure: Callable[[ServingSpec], Trial]
+) -> Iterator[Trial]:
+    """Trials of one setting's values, up to the first that is no better than the one before."""
+    for value in values:
+        trial = measure(best.serving.model_copy(update={name: value}))
+        yield trial
+        if not trial.is_better_than(best):
+            return
+        best = trial
+
+
+def tune(path: Path, *, slo_p95_ms: float) -> Iterator[tuple[Trial, Trial]]:
     """Try settings of an artifact; at the end the best ones are in its spec.
 
     Yields:
@@ -153,7 +160,7 @@ def tune(path: Path, *, slo_p95_ms: float, space: Space | None = None) -> Iterat
         raise ValueError(f"expected a latency target above 0 ms, but got {slo_p95_ms:g}: give one such as 200")
     spec = read_spec(path)
     path = path.resolve()  # nothing can be beside "."
-    space = space or space_of(spec)
+    space = space_of(spec)
 
     def measure(serving: ServingSpec) -> Trial:
         loads = tuple(_loads(path, spec.model_copy(update={"serving": serving}), space, slo_p95_ms))
