@@ -214,9 +214,10 @@ def _heading(given: argparse.Namespace, recipe: Recipe, results: Sequence[Result
     return (
         f"## {recipe.name}, {given.budget} of the labels\n\n{conditions()}; recipe {given.recipe.name}{changes}. "
         f"Of each of {given.draws} draws{clips}: {first.num_labelled} labelled, {first.rounds[0].num_images} hidden, "
-        f"{given.held_out} held-out images for the thresholds, that no arm is trained on. Views: {_plan(given, recipe)}; selected by {given.score}, for a "
-        f"precision of {given.precision:g}; {given.border:g} pixels beside borders are left out. All arms have the "
-        "same number of steps. Mean IoU on val after the last step."
+        f"{given.held_out} held-out images for the thresholds, that no arm is trained on. Views: "
+        f"{_plan(given, recipe)}; selected by {given.score}, for a precision of {given.precision:g}; "
+        f"{given.border:g} pixels beside borders are left out. All arms have the same number of steps. "
+        "Mean IoU on val after the last step."
     )
 
 

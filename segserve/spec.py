@@ -7,7 +7,7 @@ list or another network than they were trained with.
 import difflib
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from segserve.settings import Settings
 
@@ -51,7 +51,16 @@ EngineName = Literal["openvino", "openvino-int8"]
 EngineChoice = Literal["auto", "torch", EngineName]
 """`auto`: the exported engine where there is one, it is installed and there is no GPU; else torch."""
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-Color = tuple[int, int, int]
+
+
+def _is_8_bit(color: tuple[int, int, int]) -> tuple[int, int, int]:
+    if not all(0 <= channel <= 255 for channel in color):
+        raise ValueError(f"expected three values from 0 to 255, but got {list(color)}")
+    return color
+
+
+Color = Annotated[tuple[int, int, int], AfterValidator(_is_8_bit)]
+"""Red, green, blue."""
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 MAX_CLASSES = 255
@@ -64,13 +73,6 @@ class ClassSpec(Settings):
     id: int = Field(ge=0)
     name: str = Field(min_length=1)
     color: Color
-
-    @field_validator("color")
-    @classmethod
-    def _color_is_8_bit(cls, color: Color) -> Color:
-        if not all(0 <= channel <= 255 for channel in color):
-            raise ValueError(f"expected three values from 0 to 255, but got {list(color)}")
-        return color
 
 
 class NetworkSpec(Settings):

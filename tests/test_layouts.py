@@ -137,6 +137,11 @@ def test_two_rows_of_an_image_are_complained_of(write: Write) -> None:
         ('{"classes": [{"id": 1, "name": "a"}]}', r"expected class ids 0, 1, 2 and so on, but got \[1\]"),
         (_table(), "classes.json: expected 2 to 255 classes, but got 0: correct it"),
         (_table(*map(str, range(300))), "classes.json: expected 2 to 255 classes, but got 300: correct it"),
+        ('{"classes": [{"id": 0, "name": ""}]}', r"classes.json: expected 'classes.0.name' to be "),
+        (
+            '{"classes": [{"id": 0, "name": "a", "color": [300, 0, 0]}]}',
+            r"classes.json: 'classes.0.color': expected three values from 0 to 255, but got \[300, 0, 0\]",
+        ),
         (_table("a", "b", ignore_index=-100), "expected 'ignore_index' to be greater than or equal to 0, but got -100"),
     ],
 )
@@ -150,6 +155,10 @@ def test_a_wrong_table_of_classes_is_refused(write: Write, text: str, sentence: 
     [
         ("split,name\n", "expected the columns split, stem, label, but got split, name"),
         ("split,stem,label\ntrain,x,pear\ntrain,y\n", "expected split, stem and label in line 3, but one is empty"),
+        (
+            'split,stem,label\ntrain,x,"pear\n' + "train,y,plum\n" * 12_000,
+            "labels.csv: expected a table, but after line 1 field larger than field limit .*: is a quote not closed",
+        ),
         ("split,stem,label\ntrain,x,pear\n", "labels.csv: expected 2 to 255 classes, but got 1: correct it"),
         ("split,stem,label_id,label\ntrain,x,one,pear\n", "expected whole numbers in label_id"),
         ("split,stem,label_id,label\ntrain,x,0,pear\ntrain,y,1,pear\n", r"one label_id for each label, but \['pear'\]"),

@@ -6,7 +6,7 @@ import torch
 import torchvision
 from torch import nn
 
-from segserve.networks.weights import IMAGENET_MEAN
+from segserve.networks import pretrained_statistics
 from training.config import Recipe
 from training.data import channel_statistics, data_digest
 from training.layouts import open_dataset
@@ -58,7 +58,7 @@ def test_pretrained_encoders_bring_their_mean(root: Path, tmp_path: Path) -> Non
     torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "encoder.pth")
     spec = _build(root, network={"encoder": "resnet18", "encoder_weights": str(tmp_path / "encoder.pth")}).spec
     assert spec.network.encoder_weights.startswith("file:sha256:")
-    assert spec.preprocess.mean == IMAGENET_MEAN
+    assert spec.preprocess.mean == pretrained_statistics("resnet18")[0]
 
 
 def test_norms_and_biases_are_not_decayed(root: Path) -> None:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from segserve.spec import ClassSpec, Color
-from training.lint.encoding import Encoding, distances, is_gray, name_of, recognise
+from training.lint.encoding import Encoding, distances, is_gray, name_of, palette_contradicts, recognise
 from training.lint.survey import MaskFacts, pack
 
 GRAYS: tuple[Color, ...] = ((0, 0, 0), (128, 128, 128), (255, 255, 255))
@@ -75,6 +75,31 @@ def test_gray_levels(mask: dict[int, int], colors: tuple[Color, ...], has_labels
     found = _recognised(mask, {0: 10}, colors=colors, has_labels=has_labels)
     assert found.coding == {"0": "value" if options is None else "gray", "1": "index"}
     assert found.options["gray"] == options
+
+
+def test_no_command_takes_indices_for_nearly_black() -> None:
+    """One rule reads all masks: with a threshold, the 1 of the second one would be background."""
+    found = _recognised({0: 900, 255: 40}, {0: 70, 1: 30}, colors=BRIGHT[:2])
+    assert found.coding == {"0": "gray", "1": "index"}
+    assert found.options["gray"] is None
+    assert _recognised({0: 900, 255: 40}, {0: 70}, colors=BRIGHT[:2]).options["gray"] == "--threshold 128"
+
+
+@pytest.mark.parametrize(
+    ("values", "colors", "expected"),
+    [
+        ([0, 1, 2], [0x000000, 0xFF0000, 0x0000FF], False),
+        ([0, 1, 2], [0x000000, 0x0000FF, 0xFF0000], True),
+        ([1], [0x0000FF], True),
+        ([0, 1, 2], [0x000000, 0x0000FF, 0x123456], False),
+        ([0, 1, 255], [0x000000, 0xFF0000, 0x0000FF], False),
+        ([0, 1, 2], [0x000000, 0x010101, 0x020202], False),
+    ],
+    ids=["the same", "exchanged", "one alone", "another colour", "void of a class's colour", "gray"],
+)
+def test_a_palette_that_says_other_classes(values: list[int], colors: list[int], expected: bool) -> None:
+    index_of = {int(pack(np.array(color))): index for index, color in enumerate(BRIGHT)}
+    assert palette_contradicts(np.array(values), np.array(colors), index_of) is expected
 
 
 def test_gray_as_jpeg_reaches_as_far_as_its_pixels_need() -> None:

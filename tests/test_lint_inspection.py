@@ -175,6 +175,27 @@ def test_one_class_is_nothing_to_learn(three: Path) -> None:
     )
 
 
+def test_void_that_may_be_meant_as_a_class(three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Black and white masks, where 255 is void: most tools mean the second class."""
+    expected = {}
+    for path in _masks(three):
+        expected[path.parent.name + path.stem] = (_load(path) == 1).astype(np.uint8)
+        _save(path, np.where(_load(path) == 1, 255, 0).astype(np.uint8))
+    table = json.loads((three / "classes.json").read_text())
+    (three / "classes.json").write_text(json.dumps(table | {"classes": table["classes"][:2]}))
+    (finding,) = _of(inspect(three, "segmentation"), "one_class")
+    assert finding.sentence == (
+        "expected at least two classes to learn, but all of it is c0 or void: add images of c1, or, if 255 is to mean "
+        "c1, convert it:"
+    )
+    assert finding.command is not None
+    monkeypatch.chdir(tmp_path)
+    assert main(shlex.split(finding.command)[1:]) == 0
+    converted = tmp_path / f"{three.name}-converted"
+    assert inspect(converted, "segmentation").findings == ()
+    assert all((_load(path) == expected[path.parent.name + path.stem]).all() for path in _masks(converted))
+
+
 def test_a_faulty_set_is_refused_with_the_first_faults_and_their_number(root: Path) -> None:
     for index in range(25):
         (root / f"masks/train/x{index:02d}.png").write_bytes(b"")
@@ -197,6 +218,15 @@ def _in_palette_colors(root: Path) -> None:
     for path in _masks(root):
         mask = Image.fromarray(_load(path) + 7)
         mask.putpalette([0] * 21 + [channel for color in COLORS for channel in color])
+        mask.save(path)
+
+
+def _in_palettes_of_another_order(root: Path) -> None:
+    """As tools write that make palettes of colour images: each file's indices are the classes', in another order."""
+    for number, path in enumerate(_masks(root)):
+        order = np.roll(np.arange(3), 1 + number % 2)
+        mask = Image.fromarray(np.argsort(order).astype(np.uint8)[_load(path)])
+        mask.putpalette(np.array(COLORS, dtype=np.uint8)[order].tobytes())
         mask.save(path)
 
 
@@ -229,6 +259,7 @@ def _in_16_bits(root: Path) -> None:
     [
         (_in_colors, "color_mask", "(mode L or P), but its mode is RGB with the colours #", "--colors classes.json"),
         (_in_palette_colors, "color_mask", "but its mode is P with the colours #", "--colors classes.json"),
+        (_in_palettes_of_another_order, "color_mask", "its mode is P with the colours #", "--colors classes.json"),
         (_as_color_jpeg, "jpeg_mask", "expected a PNG mask, but got a JPEG of", "--colors classes.json --tolerance "),
         (_evenly_spaced, "gray_mask", "but got the gray levels ", "--map 0=0,128=1,255=2"),
         (_gray_in_rgb, "gray_mask", "(mode L or P), but got the gray levels", ""),

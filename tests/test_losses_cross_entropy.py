@@ -115,20 +115,21 @@ def test_a_constant_on_all_logits_changes_nothing_here_but_does_in_smps_multicla
 
 # --- weights of classes ---
 
-COUNTS_NK = torch.tensor([[90, 10, 0, 0], [40, 20, 20, 0]])
-"""Two images, of 100 and 80 valid pixels; the third class is in the second one only, the fourth in none."""
+COUNTS_NK1 = torch.tensor([[90, 10, 0, 0, 0], [40, 20, 20, 0, 20]])
+"""Two images of 100 pixels, of which the second has 20 void ones; the third class is in that one only, the
+fourth in none."""
 
 
 def test_class_counts() -> None:
     masks = [torch.tensor([[0, 1], [1, IGNORE]], dtype=torch.uint8), torch.tensor([[2, 2]], dtype=torch.uint8)]
-    assert class_counts(masks, num_classes=3).tolist() == [[1, 2, 0], [0, 0, 2]]
+    assert class_counts(masks, num_classes=3).tolist() == [[1, 2, 0, 1], [0, 0, 2, 0]]
     labels = [torch.tensor(2, dtype=torch.uint8), torch.tensor(0, dtype=torch.uint8)]
-    assert class_counts(labels, num_classes=3).tolist() == [[0, 0, 1], [1, 0, 0]]
+    assert class_counts(labels, num_classes=3).tolist() == [[0, 0, 1, 0], [1, 0, 0, 0]]
 
 
 def test_median_frequency_by_hand() -> None:
-    """Frequencies 130/180, 30/180 and, of the second image alone, 20/80; the median is 1/4."""
-    weights_K = class_weights("median-frequency", COUNTS_NK)
-    assert weights_K.tolist() == pytest.approx([0.25 * 180 / 130, 1.5, 1, 0])
-    roots_K = class_weights("inverse-sqrt", COUNTS_NK)
-    assert roots_K.tolist() == pytest.approx([math.sqrt(0.25 * 180 / 130), math.sqrt(1.5), 1, 0])
+    """Frequencies 130/200, 30/200 and, of the second image alone, 20/100; the median is 1/5."""
+    weights_K = class_weights("median-frequency", COUNTS_NK1)
+    assert weights_K.tolist() == pytest.approx([0.2 * 200 / 130, 4 / 3, 1, 0])
+    roots_K = class_weights("inverse-sqrt", COUNTS_NK1)
+    assert roots_K.tolist() == pytest.approx([math.sqrt(0.2 * 200 / 130), math.sqrt(4 / 3), 1, 0])

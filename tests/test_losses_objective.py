@@ -185,9 +185,9 @@ def test_labels_and_shares_of_labels() -> None:
 
 
 def test_weights_by_frequency_come_from_the_training_masks() -> None:
-    """Shares 8/11 (of both), 2/11, 1/4 (of the second alone), none; the median is 1/4."""
+    """Shares 8/12 (of both), 2/12, 1/4 (of the second alone), none; the median is 1/4."""
     logits_BKHW, masks_BHW = example()
-    weights_K = torch.tensor([0.25 * 11 / 8, 0.25 * 11 / 2, 1, 0])
+    weights_K = torch.tensor([0.25 * 12 / 8, 0.25 * 12 / 2, 1, 0])
     for rule, expected_K in {"median-frequency": weights_K, "inverse-sqrt": weights_K.sqrt()}.items():
         found = _objective({"kind": "cross-entropy"}, class_weights=rule)(logits_BKHW, masks_BHW, progress=0)
         assert found.item() == pytest.approx(

@@ -20,7 +20,7 @@ from segserve.spec import ClassSpec
 from segserve.text import read_text
 from training.layouts import CLASSES, Dataset, open_dataset
 from training.layouts.folder import label_rows
-from training.lint.encoding import distances, is_gray, name_of
+from training.lint.encoding import distances, is_gray, name_of, palette_contradicts
 from training.lint.survey import INDEX_MODES, StoredMask, count_values, over_files, pack, read_stored
 from training.pictures import VOID_COLOR
 
@@ -191,7 +191,11 @@ class _Reader:
         return mask_HW.astype(np.uint8), distance_HW
 
     def _is_done(self, stored: StoredMask) -> bool:
-        return stored.mode in INDEX_MODES and set(count_values(stored.pixels)[0].tolist()) <= self.names.keys()
+        """Whether it holds class indices, and no palette that says others."""
+        values_V, _ = count_values(stored.pixels)
+        if stored.mode not in INDEX_MODES or not set(values_V.tolist()) <= self.names.keys():
+            return False
+        return stored.palette is None or not palette_contradicts(values_V, stored.palette[values_V], self.anchors)
 
     def _above(self, path: Path, stored: StoredMask) -> int:
         """The class of pixels above the threshold."""

@@ -1,6 +1,7 @@
 """Pretrained weights of torchvision's classification networks, and the images they want."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 from urllib.error import URLError
@@ -12,7 +13,6 @@ from torch import Tensor, nn
 
 from segserve.networks.classifier import torchvision_network
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
 
 Channels = tuple[float, float, float]
@@ -60,7 +60,15 @@ def pretrained_statistics(name: str) -> tuple[Channels, Channels]:
 
     GoogLeNet's and Inception's came from another framework; torchvision undoes ImageNet's inside those networks.
     """
-    return (HALF, HALF) if name in ("googlenet", "inception_v3") else (IMAGENET_MEAN, IMAGENET_STD)
+    if name in ("googlenet", "inception_v3"):
+        return HALF, HALF
+    preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    return _channels(preset.mean), _channels(preset.std)
+
+
+def _channels(values: Sequence[float]) -> Channels:
+    red, green, blue = values
+    return red, green, blue
 
 
 def _download(weights: torchvision.models.WeightsEnum) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ LABEL_COLUMNS = ("split", "stem", "label")
 
 class _ClassEntry(BaseModel):
     id: int
-    name: str
+    name: str = Field(min_length=1)
     color: Color | None = None
 
 
@@ -159,10 +159,15 @@ def label_rows(path: Path) -> Iterator[dict[str, str]]:
     found = reader.fieldnames or ()
     if not set(LABEL_COLUMNS) <= set(found):
         raise ValueError(f"{path}: expected the columns {', '.join(LABEL_COLUMNS)}, but got {', '.join(found)}")
-    for row in reader:
-        if not all(row[column] for column in LABEL_COLUMNS):
-            raise ValueError(f"{path}: expected split, stem and label in line {reader.line_num}, but one is empty")
-        yield row
+    try:
+        for row in reader:
+            if not all(row[column] for column in LABEL_COLUMNS):
+                raise ValueError(f"{path}: expected split, stem and label in line {reader.line_num}, but one is empty")
+            yield row
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}: expected a table, but after line {reader.line_num} {error}: is a quote not closed?"
+        ) from None
 
 
 def _label_names(path: Path, rows: Sequence[dict[str, str]]) -> list[str]:

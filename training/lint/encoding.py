@@ -5,7 +5,7 @@ A distance between two colours or gray levels is the largest difference of a cha
 Dimensions: V the different values of some masks, K classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -89,6 +89,8 @@ def recognise(
     if gray is not None:
         coding |= {mask.name: "gray" for mask in of["value"]}
         of["gray"], of["value"] = of["gray"] + of["value"], []
+    if gray and any(_has_classes(mask, len(classes)) for mask in of["index"]):
+        gray = None  # a command reads all masks by one rule, and would take the indices 1, 2, ... for nearly black
     is_colored = any(mask.has_colors and not is_gray(mask.values_V) for mask in of["jpeg"])
     jpeg = (
         _color_options(_colors(of["jpeg"]), classes, lossy=True)
@@ -117,10 +119,33 @@ def _coding(mask: MaskFacts, known: set[int], classes: tuple[ClassSpec, ...]) ->
         return "gray" if is_gray(mask.values_V) else "color"
     if mask.mode in GRAY_MODES:
         return "gray"
+    index_of = {int(color): index for index, color in enumerate(_class_colors(classes))}
     if set(mask.values_V.tolist()) <= known:
-        return "index"
-    colors = {int(each) for each in _class_colors(classes)}
+        is_other = mask.colors_V is not None and palette_contradicts(mask.values_V, mask.colors_V, index_of)
+        return "color" if is_other else "index"
+    colors = index_of.keys()
     return "color" if mask.colors_V is not None and set(mask.colors_V.tolist()) <= colors else "value"
+
+
+def palette_contradicts(values_V: NDArray[np.int64], colors_V: NDArray[np.int64], index_of: Mapping[int, int]) -> bool:
+    """Whether the colours of a mask say other classes than its indices do.
+
+    Tools that make palettes of colour images number the colours as they like.
+
+    Args:
+        values_V: those that the mask has.
+        colors_V: packed, of these.
+        index_of: class indices by packed colour.
+    """
+    indices = set(index_of.values())
+    pairs = zip(values_V.tolist(), colors_V.tolist(), strict=True)
+    known = [(value, index_of.get(color)) for value, color in pairs if value in indices]
+    return None not in {said for _, said in known} and any(value != said for value, said in known)
+
+
+def _has_classes(mask: MaskFacts, count: int) -> bool:
+    """Other indices than 0 and void."""
+    return bool(((mask.values_V > 0) & (mask.values_V < count)).any())
 
 
 def is_gray(packed: NDArray[np.int64]) -> bool:

@@ -17,7 +17,7 @@ from training.config import Layout
 from training.layouts import LABELS, SPLITS, Dataset, open_dataset
 from training.layouts.folder import label_rows
 from training.lint import likeness
-from training.lint.encoding import COMMONEST, Coding, Encoding, recognise
+from training.lint.encoding import COMMONEST, MIDDLE, Coding, Encoding, recognise
 from training.lint.findings import Finding, Kind, Pair, Report, SplitSummary
 from training.lint.shares import counts, summarise_classes, void_share
 from training.lint.survey import Look, MaskFacts, mask_facts, over_files, survey
@@ -276,13 +276,14 @@ def _one_class(dataset: Dataset, looks: Sequence[Look]) -> Iterator[Finding]:
     pixels_NK1 = _counts(dataset, [look for look in looks if look.split == "train"])
     present = np.flatnonzero(pixels_NK1[:, :-1].sum(axis=0))
     if len(present) == 1 and len(dataset.classes) > 1:
-        name = dataset.classes[present[0]].name
+        name, sentence = dataset.classes[present[0]].name, "expected at least two classes to learn, but all of it is"
+        if present[0] == 0 and len(dataset.classes) == 2 and dataset.ignore_index == 255 and pixels_NK1[:, -1].any():
+            other, command = dataset.classes[1].name, _command(dataset, f"--threshold {MIDDLE}")
+            sentence = f"{sentence} {name} or void: add images of {other}, or, if 255 is to mean {other}, convert it:"
+        else:
+            sentence, command = f"{sentence} {name}: add images of the others", None
         yield Finding(
-            kind="one_class",
-            severity="error",
-            split="train",
-            values=(name,),
-            sentence=f"expected at least two classes to learn, but all of it is {name}: add images of the others",
+            kind="one_class", severity="error", split="train", values=(name,), sentence=sentence, command=command
         )
 
 

@@ -1,20 +1,18 @@
 """How much of a data set is of each class, and the class weights that follow.
 
-Median frequency (Eigen and Fergus, "Predicting depth, surface normals and semantic labels", ICCV 2015, as SegNet uses
-it): a class's frequency is its share of all pixels, void included, of the images that have it; its weight is the median
-of the frequencies over its own. Of labels: the median number of images over the class's own.
-
 Dimensions: N images, K classes.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from training.layouts import SPLITS, Dataset
 from training.lint.findings import ClassCount, ClassSummary
 from training.lint.survey import Look, MaskFacts
+from training.losses.cross_entropy import class_weights
 
 
 def counts(looks: Iterable[Look], num_classes: int, *, ignore_index: int | None = None) -> NDArray[np.int64]:
@@ -42,18 +40,12 @@ def _count(truth: MaskFacts | int | None, num_classes: int, ignore_index: int | 
 
 
 def median_frequency_weights(pixels_NK1: NDArray[np.int64]) -> list[float | None]:
-    """Of the counts of a split; None for a class it does not have."""
-    present_NK = pixels_NK1[:, :-1] > 0
-    if (pixels_NK1.sum(axis=1) <= 1).all():  # labels
-        frequency_K = present_NK.sum(axis=0).astype(float)
-    else:
-        total_K = (present_NK * pixels_NK1.sum(axis=1, keepdims=True)).sum(axis=0)
-        frequency_K = pixels_NK1[:, :-1].sum(axis=0) / np.maximum(total_K, 1)
-    is_there_K = frequency_K > 0
-    if not is_there_K.any():
-        return [None] * len(frequency_K)
-    median = np.median(frequency_K[is_there_K])
-    return [float(median / value) if value else None for value in frequency_K]
+    """Those that `class_weights = "median-frequency"` trains with; None for a class that the split does not have."""
+    if not pixels_NK1[:, :-1].any():
+        return [None] * (pixels_NK1.shape[1] - 1)
+    is_labels = (pixels_NK1.sum(axis=1) <= 1).all()
+    counts_NK1 = torch.from_numpy(pixels_NK1.sum(axis=0, keepdims=True) if is_labels else pixels_NK1)
+    return [weight or None for weight in class_weights("median-frequency", counts_NK1).tolist()]
 
 
 def summarise_classes(dataset: Dataset, by_split: Mapping[str, Sequence[Look]]) -> tuple[ClassSummary, ...]:

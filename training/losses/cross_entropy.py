@@ -99,29 +99,31 @@ def full_precision(logits: Tensor) -> Tensor:
 
 
 def class_counts(truths: Iterable[Tensor], *, num_classes: int) -> Tensor:
-    """Valid pixels of each class in each mask (H, W), or 1 for each label (): (N, K) int64."""
-    counts = [torch.bincount(truth.flatten().long(), minlength=IGNORE + 1)[:num_classes] for truth in truths]
-    return torch.stack(counts)
+    """Pixels of each class, then void ones, in each mask (H, W), or 1 for each label (): (N, K + 1) int64."""
+    counts_NV = torch.stack([torch.bincount(truth.flatten().long(), minlength=IGNORE + 1) for truth in truths])
+    return torch.cat([counts_NV[:, :num_classes], counts_NV[:, IGNORE:]], dim=1)
 
 
-def class_weights(rule: Literal["median-frequency", "inverse-sqrt"], counts_NK: Tensor) -> Tensor:
+def class_weights(rule: Literal["median-frequency", "inverse-sqrt"], counts_NK1: Tensor) -> Tensor:
     """Weights that are 1 for a class of median frequency f, and more for rarer ones.
 
     - `median-frequency`: median(f) / f_k.
     - `inverse-sqrt`: the square root of that, which is milder.
 
-    f_k is the class's pixels divided by all valid pixels of the images in which the class occurs; the median is that of
-    the classes that occur. A class that never occurs has weight 0.
+    f_k is the class's pixels divided by all pixels, void included, of the images in which the class occurs (Eigen and
+    Fergus 2015, https://arxiv.org/abs/1411.4734); the median is that of the classes that occur. A class that never
+    occurs has weight 0.
 
     Args:
         rule: which.
-        counts_NK: int64, pixels of each class in each image; labels are summed to one row before.
+        counts_NK1: int64, pixels of each class, then void ones, in each image; labels are summed to one row before.
 
     Returns:
         (K,) float32.
     """
-    counts_NK = counts_NK.double()
-    around_K = (counts_NK.sum(dim=1, keepdim=True) * (counts_NK > 0)).sum(dim=0)
+    counts_NK1 = counts_NK1.double()
+    counts_NK = counts_NK1[:, :-1]
+    around_K = (counts_NK1.sum(dim=1, keepdim=True) * (counts_NK > 0)).sum(dim=0)
     frequency_K = counts_NK.sum(dim=0) / around_K.clamp(min=1)
     occurs_K = frequency_K > 0
     ratio_K = torch.where(occurs_K, frequency_K[occurs_K].quantile(0.5) / frequency_K.where(occurs_K, 1), 0)

@@ -128,8 +128,8 @@ def _weights(settings: LossSettings, task: Task, num_classes: int, truths: Itera
     if given == "none":
         return None
     if isinstance(given, str):
-        counts_NK = class_counts(truths, num_classes=num_classes)
-        return class_weights(given, counts_NK if task == "segmentation" else counts_NK.sum(dim=0, keepdim=True))
+        counts_NK1 = class_counts(truths, num_classes=num_classes)
+        return class_weights(given, counts_NK1 if task == "segmentation" else counts_NK1.sum(dim=0, keepdim=True))
     if len(given) != num_classes:
         raise ValueError(
             f"expected loss.class_weights to have a number for each of the {num_classes} classes, "
