@@ -27,6 +27,11 @@ def counts(looks: Iterable[Look], num_classes: int, *, ignore_index: int | None 
     return np.array(rows, dtype=np.int64).reshape(-1, num_classes + 1)
 
 
+def counts_of(dataset: Dataset, looks: Iterable[Look]) -> NDArray[np.int64]:
+    """`counts` by the data set's classes."""
+    return counts(looks, len(dataset.classes), ignore_index=dataset.ignore_index)
+
+
 def _count(truth: MaskFacts | int | None, num_classes: int, ignore_index: int | None) -> NDArray[np.int64]:
     row = np.zeros(num_classes + 1, dtype=np.int64)
     if isinstance(truth, int):

@@ -90,6 +90,11 @@ class Look:
     """File and sentence of what cannot be read."""
 
 
+def masks_of(looks: Iterable[Look]) -> list[MaskFacts]:
+    """Those of the samples that have one that can be read."""
+    return [look.truth for look in looks if isinstance(look.truth, MaskFacts)]
+
+
 def pack(colors_V3: NDArray[np.integer]) -> NDArray[np.int64]:
     """Red, green, blue of 0..255 as one number, (..., 3) to (...)."""
     return np.asarray(colors_V3.astype(np.int64) @ (65536, 256, 1))
