@@ -30,7 +30,7 @@ from bench.section import add_section
 from segserve.spec import Plan
 from training.config import Recipe, load_recipe
 from training.engine import NonFiniteLoss, train
-from training.evaluate import Evaluation
+from training.evaluation import Evaluation
 from training.flywheel.loop import SELECTION, Loop, pseudo_of, run_loop, without_selection
 from training.flywheel.progress import Step, result_of
 from training.flywheel.round import Round

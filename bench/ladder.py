@@ -33,7 +33,8 @@ from segserve.spec import ModelSpec
 from training.config import Recipe, load_recipe
 from training.data import read_image
 from training.engine import NonFiniteLoss, train
-from training.evaluate import Evaluation, evaluate
+from training.evaluate import evaluate
+from training.evaluation import Evaluation
 from training.export import export_run
 from training.layouts import Dataset, open_dataset
 from training.metrics import HEADLINE

@@ -21,7 +21,7 @@ from bench.machine import conditions
 from bench.section import add_section
 from training.config import Recipe, load_recipe
 from training.engine import NonFiniteLoss, train
-from training.evaluate import Evaluation
+from training.evaluation import Evaluation
 from training.layouts import CLASSES, Sample, open_dataset
 from training.run import SCORES
 from training.stop import Stopped

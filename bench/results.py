@@ -18,7 +18,7 @@ from pathlib import Path
 from bench.machine import conditions
 from bench.section import add_section
 from training.config import Recipe
-from training.evaluate import Evaluation
+from training.evaluation import Evaluation
 from training.run import LOG, SCORES, Run
 from training.seeds import SeedsReport, Spread, spreads
 

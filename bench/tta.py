@@ -31,7 +31,8 @@ from segserve.spec import Aggregate, Plan
 from segserve.tta import PLANS
 from training.certainty import RiskCoverage
 from training.data import IGNORE
-from training.evaluate import Evaluation, Outcome, assess, measures_of, outcomes
+from training.evaluate import Outcome, assess, measures_of, outcomes
+from training.evaluation import Evaluation
 from training.layouts import Dataset, open_dataset
 from training.metrics import HEADLINE
 

@@ -19,7 +19,8 @@ from segserve.spec import Measure, ModelSpec, Plan, PreprocessSpec
 from training.boundary import BoundaryTally
 from training.calibration import expected_calibration_error, reliability
 from training.data import IGNORE
-from training.evaluate import Evaluation, ImageScore, Outcome, assess, evaluate, outcomes, summarise
+from training.evaluate import Outcome, assess, evaluate, outcomes, summarise
+from training.evaluation import Evaluation, ImageScore
 from training.held_out import LOG
 from training.layouts import open_dataset
 from training.metrics import class_recall, confusion_matrix, mask_scores, merge

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from segserve.artifact import Artifact, load_artifact
-from training.evaluate import Evaluation
+from training.evaluation import Evaluation
 from training.held_out import LOG, note_evaluation
 from training.layouts import Dataset, open_dataset
 from training.synthetic import write_segmentation_set

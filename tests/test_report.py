@@ -16,7 +16,8 @@ from segserve.predictor import build_predictor
 from segserve.spec import ModelSpec, Task
 from tests.conftest import tiny_spec
 from training.data import IGNORE
-from training.evaluate import ClassScore, Evaluation, Outcome, evaluate, predicted_classes
+from training.evaluate import Outcome, evaluate, predicted_classes
+from training.evaluation import ClassScore, Evaluation
 from training.layouts import Dataset, Sample, open_dataset
 from training.metrics import confusion_matrix
 from training.pictures import ERROR_COLOR, VOID_COLOR

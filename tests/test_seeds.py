@@ -7,7 +7,7 @@ import pytest
 
 from training import seeds
 from training.config import Recipe
-from training.evaluate import Evaluation
+from training.evaluation import Evaluation
 from training.run import Run
 from training.seeds import spreads, train_seeds
 

@@ -35,7 +35,7 @@ from segserve.spec import CalibrationSpec, EngineName, EngineSpec, ModelSpec
 from training.calibration import ProbabilityScores, cross_fitted, fit_temperature, joined, probability_scores
 from training.config import Recipe, recipe_of
 from training.data import IGNORE, data_digest, load_sample, read_image
-from training.evaluate import Evaluation
+from training.evaluation import Evaluation
 from training.flywheel.joined import with_round
 from training.layouts import Dataset, open_dataset
 from training.learner import TRAINED_ON

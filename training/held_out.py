@@ -12,7 +12,7 @@ from pydantic import Field
 from segserve.artifact import Artifact
 from segserve.settings import Settings
 from training.data import data_digest
-from training.evaluate import Evaluation
+from training.evaluation import Evaluation
 from training.layouts import Dataset
 from training.lines import append_lines, read_lines
 

@@ -17,7 +17,8 @@ from training.boundary import TRIMAP_RADII
 from training.certainty import RiskCoverage
 from training.charts import Axis, Series, line_chart
 from training.data import IGNORE
-from training.evaluate import ClassScore, Evaluation, Outcome
+from training.evaluate import Outcome
+from training.evaluation import ClassScore, Evaluation
 from training.markup import document, figure, grid, heat_cell, heat_map, jpeg, picture, png, row, scrolling, swatch
 from training.pictures import ERROR_COLOR, VOID_COLOR, error_map, paint
 from training.risk_coverage import COVERAGES

@@ -26,7 +26,8 @@ from segserve.predictor import Predictor, build_predictor
 from segserve.spec import ClassSpec, Color, ModelSpec, Task
 from segserve.whole import write_whole
 from training.data import IGNORE, read_image
-from training.evaluate import Evaluation, Outcome, assess, measures_of, outcomes
+from training.evaluate import Outcome, assess, measures_of, outcomes
+from training.evaluation import Evaluation
 from training.layouts import Dataset
 from training.page import Page
 from training.pictures import ERROR_COLOR, VOID_COLOR, error_map, paint

@@ -8,7 +8,7 @@ from segserve.engines.torch_engine import best_device
 from segserve.settings import Settings
 from training.config import Recipe
 from training.engine import train
-from training.evaluate import Evaluation
+from training.evaluation import Evaluation
 from training.ranks import device_of_rank, joined_ranks
 from training.run import SCORES, Run
 

@@ -17,7 +17,8 @@ from segserve.spec import Plan
 from segserve.whole import write_whole
 from training.config import PseudoSettings, Recipe
 from training.engine import train
-from training.evaluate import Evaluation, ImageScore, evaluate_dataset
+from training.evaluate import evaluate_dataset
+from training.evaluation import Evaluation, ImageScore
 from training.export import export_run
 from training.flywheel.loop_page import loop_page
 from training.flywheel.progress import (
