@@ -209,6 +209,15 @@ def test_the_command_says_what_the_tool_wants(found: Round, tmp_path: Path, caps
         assert sign in told and "4 images" in told and str(found.path / "waiting") in told
 
 
+def label_studio_file(*, brushes: Sequence[tuple[int, int]]) -> bytes:
+    """One image, with a brush that covers all of each size (height, width)."""
+    results = []
+    for height, width in brushes:
+        value = {"format": "rle", "rle": by_ones(np.ones((height, width), dtype=bool)), "brushlabels": ["cell"]}
+        results.append({"type": "brushlabels", "original_width": width, "original_height": height, "value": value})
+    return json.dumps([{"data": {"file": "drawing-000.png"}, "annotations": [{"result": results}]}]).encode()
+
+
 def damaged_zip() -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -244,7 +253,16 @@ def damaged_zip() -> bytes:
         (
             b'<annotations><image name="who.png" width="9" height="8"><polygon label="cell" '
             b'points="0,0;9,0;9,9"/></image></annotations>',
-            "expected images that are in .*, but got who",
+            "expected images that are in .*, but got who: name them as in .*waiting",
+        ),
+        (
+            b'<annotations><image name="drawing-000.png" width="48" height="48"><polygon label="cell" '
+            b'points="60,60;70,60;70,70"/></image></annotations>',
+            "expected shapes that cover a pixel, but those of drawing-000.png do not: redraw them",
+        ),
+        (
+            label_studio_file(brushes=[(48, 48), (8, 9)]),
+            r"drawing-000.png: expected shapes of one size, but got \(48, 48\) and \(8, 9\)",
         ),
         (
             b"<annotations>%s</annotations>"
@@ -320,6 +338,20 @@ def test_a_group_in_cvat_says_nothing_of_classes_and_layers(found: Round, tmp_pa
     import_labels(cvat_file(tmp_path / "labels", {"drawing-000": shapes}, sides=[48]), found.path)
     row = np.asarray(Image.open(found.mask("drawing-000")))[0].tolist()
     assert row == [lowest.id] * 10 + [middle.id] * 30 + [topmost.id] * 8
+
+
+def test_what_a_person_corrected_is_not_replaced_by_what_the_model_drew(found: Round, tmp_path: Path) -> None:
+    """An older export, or a colleague's, in which the same image was not touched."""
+    written = tmp_path / "old.xml"
+    written.write_bytes(export_labels(found, "cvat"))
+    name = next(entry.name for entry in found.entries().values() if entry.verdict == "review")
+    drawn = cvat_file(tmp_path / "new.xml", {name: [rectangle("cell", (0, 0, 20, 48))]}, sides=[48])
+    assert import_labels(drawn, found.path, by="Ada") == 1
+    before, mask = found.entries()[name], found.mask(name).read_bytes()
+    asked = sum(entry.verdict == "review" for entry in found.entries().values())
+    assert import_labels(written, found.path, by="Bob") == asked
+    assert (found.entries()[name], found.mask(name).read_bytes()) == (before, mask)
+    assert {entry.decided_by for entry in found.entries().values() if entry.source == "person"} == {"Ada", "Bob"}
 
 
 def test_of_a_file_that_is_refused_nothing_is_taken(

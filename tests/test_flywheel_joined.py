@@ -152,6 +152,20 @@ def test_a_copy_of_a_held_out_image_is_not_trained_on(recipe: Recipe, tmp_path: 
     assert not (tmp_path / "run").exists()
 
 
+def test_an_image_that_is_labelled_already_keeps_its_own_mask(recipe: Recipe, tmp_path: Path) -> None:
+    """As where the images to be labelled are all that there are."""
+    dataset = open_dataset(tmp_path / "set", "segmentation")
+    found = Round(tmp_path / "round")
+    accepted = [entry for entry in found.entries().values() if entry.verdict == "accept"]
+    found.image(accepted[0]).unlink()
+    found.image(accepted[0]).write_bytes(dataset.split("train")[1].image.read_bytes())
+    joined = with_round(dataset, found.path)
+    names = [sample.image.stem for sample in joined.split("train") if sample.is_pseudo]
+    assert names == [entry.name for entry in accepted[1:]]
+    (note,) = joined.notes
+    assert f"1 accepted image(s) are left out as copies of labelled ones, such as {found.image(accepted[0])}" in note
+
+
 def test_labels_have_no_rounds(recipe: Recipe) -> None:
     table = recipe.model_dump(mode="json") | {"task": "classification"}
     with pytest.raises(ValueError, match=r"expected \[pseudo\] only with task segmentation, but got classification"):

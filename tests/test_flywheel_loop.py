@@ -9,7 +9,7 @@ from PIL import Image
 
 from cli import main
 from tests.conftest import random_image
-from tests.rounds import held_out_set
+from tests.rounds import files_of, held_out_set
 from training.flywheel.progress import Step
 from training.flywheel.round import Round
 from training.run import Run
@@ -68,6 +68,15 @@ def test_a_loop_goes_on_after_a_review(
     second = Round(out / "round-2").order
     assert second.number == 2 and second.thresholds.good_iou == first.order.thresholds.good_iou
     assert "2 of 4" in (out / "loop.html").read_text() or "3 of 4" in (out / "loop.html").read_text()
+    before = files_of(out)
+    (tmp_path / "decisions.json").write_text(json.dumps(decisions | {"decisions": {"1": "reject"}}))
+    assert main(["apply-review", str(first.path), "decisions.json"]) == 0
+    capsys.readouterr()
+    assert main([*command, "--rounds", "2", "--most-drift", "1"]) == 2
+    told = "expected runs/cells-loop/round-1 as runs/cells-loop/model-1 was trained on it, but its accepted masks have"
+    assert told in capsys.readouterr().err
+    late = [name for name, content in files_of(out).items() if content != before.get(name)]
+    assert all(name.startswith("round-1/") for name in late), "nothing that is told of the models has changed"
 
 
 def test_what_the_first_round_needs_is_looked_at_before_the_training(

@@ -249,6 +249,40 @@ def test_an_image_that_has_another_size_than_in_the_round_before_has_no_churn(
     assert found.entries()["new"].churn is None
 
 
+def test_another_image_of_the_same_name_is_looked_at_anew(
+    artifact: Artifact, labelled: Dataset, tmp_path: Path
+) -> None:
+    """As where every patient's slices have the same names: neither correction nor churn is the other one's."""
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for seed, folder in enumerate(folders):
+        folder.mkdir()
+        Image.fromarray(random_image(40, 48, seed=seed)).save(folder / "slice.png")
+    first = pseudolabel(labeller(artifact), folders[0], tmp_path / "1", held_out=labelled)
+    (entry,) = first.entries().values()
+    first.rewrite([entry.model_copy(update={"source": "person", "decided_by": "Ada", "edited": 0.7})])
+    second = pseudolabel(labeller(artifact), folders[1], tmp_path / "2", held_out=labelled, previous=first.path)
+    (entry,) = second.entries().values()
+    assert (entry.source, entry.decided_by, entry.churn) == ("model", "thresholds", None)
+    assert second.image(entry).read_bytes() == (folders[1] / "slice.png").read_bytes()
+
+
+def test_thresholds_are_not_fitted_on_what_the_model_was_trained_on(
+    artifact: Artifact, images: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    labelled = held_out_set(tmp_path / "set")
+    trained = recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": labelled.root})})
+    provenance = artifact.spec.provenance.model_copy(update={"recipe": trained.model_dump(mode="json")})
+    known = replace(artifact, spec=artifact.spec.model_copy(update={"provenance": provenance}))
+    with pytest.raises(ValueError, match=r"was not trained on, but it was on split train of .*: give another --split"):
+        pseudolabel(labeller(known), images, tmp_path / "round", held_out=with_train(labelled), split="train")
+    assert not (tmp_path / "round").exists()
+
+
+def with_train(dataset: Dataset) -> Dataset:
+    """With enough of them to fit thresholds on."""
+    return replace(dataset, splits={**dataset.splits, "train": dataset.split("train") * 4})
+
+
 @pytest.mark.parametrize(("shape", "value"), [((48, 40), 0), ((40, 48), 7)], ids=["turned", "of no class"])
 def test_a_held_out_mask_that_does_not_fit_is_named(
     artifact: Artifact, images: Path, tmp_path: Path, shape: tuple[int, int], value: int

@@ -11,7 +11,7 @@ from PIL import Image
 
 from cli import main
 from tests.browser import BROWSER, PATIENCE, browser
-from tests.rounds import made_round
+from tests.rounds import files_of, made_round
 from training.data import IGNORE
 from training.flywheel.review import PAGE, review_page, write_review
 from training.flywheel.round import Entry
@@ -53,8 +53,15 @@ def test_open_judge_three_save_apply(tmp_path: Path, capsys: pytest.CaptureFixtu
         table = saved(tmp_path / "decisions.json")
         assert tab.faults == []
     wanted = {ranked[0].name: "accept", ranked[1].name: "work", ranked[2].name: "reject"}
-    assert table == {"round": 1, "artifact": "a" * 64, "reviewer": "Ada", "decisions": wanted}
     before = found.entries()
+    looked_at = {name: found.looked_at(before[name]) for name in wanted}
+    assert table == {
+        "round": 1,
+        "artifact": "a" * 64,
+        "reviewer": "Ada",
+        "decisions": wanted,
+        "looked_at": looked_at,
+    }
     for _ in range(2):
         assert main(["apply-review", str(found.path), str(tmp_path / "decisions.json")]) == 0
         assert "1 accepted, 1 needs work, 1 rejected" in capsys.readouterr().out
@@ -109,6 +116,24 @@ def test_decisions_on_one_round_are_none_on_another(tmp_path: Path) -> None:
         assert tab.value("Object.values(decisions)") == ["accept", "work"]
         tab.press("u")
         assert tab.faults == []
+
+
+def test_decisions_are_not_applied_to_other_images_of_the_same_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two first rounds of one model: slices have the same names in every patient's folder."""
+    (tmp_path / "other").mkdir()
+    found, other = (made_round(tmp_path / name, count=8, seed=len(name))[0] for name in ("round", "other/round"))
+    entry = found.entries()["drawing-003"]
+    table = {"round": 1, "artifact": "a" * 64, "decisions": {entry.name: "accept"}}
+    table["looked_at"] = {entry.name: found.looked_at(entry)}
+    (tmp_path / "decisions.json").write_text(json.dumps(table))
+    before = files_of(other.path)
+    assert main(["apply-review", str(other.path), str(tmp_path / "decisions.json")]) == 2
+    told = "is on others of the same names, such as drawing-003: apply it to the round whose page saved it"
+    assert told in capsys.readouterr().err
+    assert files_of(other.path) == before
+    assert main(["apply-review", str(found.path), str(tmp_path / "decisions.json")]) == 0
 
 
 def test_the_page_is_light_and_stands_alone(tmp_path: Path) -> None:

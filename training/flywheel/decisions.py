@@ -1,10 +1,11 @@
 """What a person decided on the review page, put to work in its round."""
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from segserve.settings import Settings, explain
 from training.flywheel.round import Entry, Round
@@ -12,6 +13,7 @@ from training.flywheel.triage import Verdict
 
 Decision = Literal["accept", "work", "reject"]
 
+MOST_NAMED = 5
 VERDICTS: dict[Decision, Verdict] = {"accept": "accept", "work": "review", "reject": "relabel"}
 
 
@@ -23,6 +25,8 @@ class Decisions(Settings):
     reviewer: str = ""
     decisions: dict[str, Decision]
     """By the images' names."""
+    looked_at: dict[str, str] = Field(default_factory=dict)
+    """Likewise: `Round.looked_at`; empty in a file that no page wrote."""
 
 
 def apply_review(found: Round, path: Path) -> Counter[Decision]:
@@ -44,12 +48,23 @@ def apply_review(found: Round, path: Path) -> Counter[Decision]:
         )
     with found.held():
         entries = found.entries()
-        strange = sorted(read.decisions.keys() - entries.keys())
+        strange = sorted((read.decisions.keys() | read.looked_at.keys()) - entries.keys())
         if strange:
             raise ValueError(f"expected decisions on images of {found.path}, but {path} names {', '.join(strange)}")
+        _check_looked_at(found, entries, read, path)
         reviewer = read.reviewer or "a person"
         found.rewrite(_decided(entry, read.decisions.get(entry.name), reviewer) for entry in entries.values())
     return Counter(read.decisions.values())
+
+
+def _check_looked_at(found: Round, entries: Mapping[str, Entry], read: Decisions, path: Path) -> None:
+    judged = [name for name in read.looked_at if entries[name].source == "model" and not entries[name].fault]
+    others = sorted(name for name in judged if found.looked_at(entries[name]) != read.looked_at[name])
+    if others:
+        raise ValueError(
+            f"expected decisions on the masks of {found.path}, but {path} is on others of the same names, such as "
+            f"{', '.join(others[:MOST_NAMED])}: apply it to the round whose page saved it"
+        )
 
 
 def _read(path: Path) -> Decisions:

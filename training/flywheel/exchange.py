@@ -75,7 +75,8 @@ def import_labels(path: Path, into: Path, *, images: Path | None = None, by: str
         by: who made them.
 
     Returns:
-        How many. Images without shapes are left out: nobody has labelled them yet.
+        How many. Images without shapes are left out: nobody has labelled them yet. In a round, so are masks as the
+        model drew them, where a person has corrected it before.
 
     Raises:
         ValueError: something does not fit: the file, an image's name, a mask's size, a class.
@@ -98,9 +99,8 @@ def import_labels(path: Path, into: Path, *, images: Path | None = None, by: str
             "images 1.1, not for video, or Label Studio's annotations, not predictions alone"
         )
     if dataset is None:
-        _into_round(round_, masks, by)
-    else:
-        _into_dataset(dataset, masks, images)
+        return _into_round(round_, masks, by)
+    _into_dataset(dataset, masks, images)
     return len(masks)
 
 
@@ -114,7 +114,10 @@ def _masks(path: Path, classes: Sequence[ClassSpec]) -> Iterator[tuple[str, NDAr
                 f"{path}: expected the classes {', '.join(ids)}, but {file} has {', '.join(strange)}: rename them"
             )
         if regions:
-            yield file, painted(regions, ids)
+            mask_HW = _painted(regions, ids, where=f"{path}: {file}")
+            if (mask_HW == IGNORE).all():
+                raise ValueError(f"{path}: expected shapes that cover a pixel, but those of {file} do not: redraw them")
+            yield file, mask_HW
 
 
 def _images(path: Path) -> Iterable[tuple[str, Sequence[Region]]]:
@@ -145,29 +148,30 @@ def _unzipped(body: bytes) -> bytes:
         return archive.read(cvat.FILE)
 
 
-def painted(regions: Sequence[Region], ids: Mapping[str, int]) -> NDArray[np.uint8]:
+def _painted(regions: Sequence[Region], ids: Mapping[str, int], *, where: str) -> NDArray[np.uint8]:
     """One mask of at least one region, the later ones on top; `IGNORE` where there is none."""
-    mask_HW: NDArray[np.uint8] | None = None
-    for region in regions:
-        assert region.mask_HW is not None
-        if mask_HW is None:
-            mask_HW = np.full(region.mask_HW.shape, IGNORE, dtype=np.uint8)
-        mask_HW[region.mask_HW] = ids[str(region.label)]
-    assert mask_HW is not None
+    drawn = [(region.mask_HW, ids[str(region.label)]) for region in regions if region.mask_HW is not None]
+    mask_HW = np.full(drawn[0][0].shape, IGNORE, dtype=np.uint8)
+    for inside_HW, index in drawn:
+        if inside_HW.shape != mask_HW.shape:
+            raise ValueError(f"{where}: expected shapes of one size, but got {mask_HW.shape} and {inside_HW.shape}")
+        mask_HW[inside_HW] = index
     return mask_HW
 
 
-def _into_round(found: Round, masks: Mapping[str, NDArray[np.uint8]], by: str) -> None:
+def _into_round(found: Round, masks: Mapping[str, NDArray[np.uint8]], by: str) -> int:
     with found.held():
         entries, order = found.entries(), found.order
-        _check_known(masks, entries, found.path)
+        _check_known(masks, entries, f"name them as in {found.path / 'waiting'}", where=found.path)
         changed = {
             name: _corrected(entries[name], mask_HW, SoftMask.read(found.soft(name)).mask_HW, by)
             for name, mask_HW in masks.items()
         }
-        for name, mask_HW in masks.items():
-            found.write_mask(name, mask_HW, order.classes)
-        found.rewrite(changed.get(name, entry) for name, entry in entries.items())
+        taken = {name: entry for name, entry in changed.items() if entry.edited or not entries[name].edited}
+        for name in taken:
+            found.write_mask(name, masks[name], order.classes)
+        found.rewrite(taken.get(name, entry) for name, entry in entries.items())
+    return len(taken)
 
 
 def _corrected(entry: Entry, mask_HW: NDArray[np.uint8], guess_HW: NDArray[np.uint8], by: str) -> Entry:
@@ -189,7 +193,7 @@ def _into_dataset(dataset: Dataset, masks: Mapping[str, NDArray[np.uint8]], imag
     there = {path.stem: path for path in folder.iterdir()} if folder.is_dir() else {}
     given = {path.stem: path for path in image_files(images)} if images else {}
     known = {**given, **there}
-    _check_known(masks, known, images or folder)
+    _check_known(masks, known, "give --images FOLDER", where=images or folder)
     for name, mask_HW in masks.items():
         if name in there and name in given and not filecmp.cmp(there[name], given[name], shallow=False):
             raise ValueError(
@@ -209,10 +213,10 @@ def _into_dataset(dataset: Dataset, masks: Mapping[str, NDArray[np.uint8]], imag
             link(known[name], folder / known[name].name)
 
 
-def _check_known(masks: Mapping[str, object], known: Mapping[str, object], where: Path) -> None:
+def _check_known(masks: Mapping[str, object], known: Mapping[str, object], todo: str, *, where: Path) -> None:
     strange = sorted(masks.keys() - known.keys())
     if strange:
-        raise ValueError(f"expected images that are in {where}, but got {', '.join(strange[:5])}: give --images FOLDER")
+        raise ValueError(f"expected images that are in {where}, but got {', '.join(strange[:5])}: {todo}")
 
 
 def _check_size(name: str, mask_HW: NDArray[np.uint8], size: tuple[int, ...]) -> None:

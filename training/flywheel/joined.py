@@ -1,7 +1,7 @@
 """A labelled data set together with a round's accepted masks, as one training split."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from training.flywheel.copies import copies, held_out_images
@@ -15,7 +15,8 @@ MOST_COPIES = 5
 def with_round(dataset: Dataset, folder: Path) -> Dataset:
     """The data set with the round's accepted images after its own training images.
 
-    Masks that a person made count as the data set's own; the others are pseudo-labelled.
+    Masks that a person made count as the data set's own; the others are pseudo-labelled, and are left out where they
+    are of a copy of an image that is labelled already.
 
     Raises:
         ValueError: the folder is no round, has other classes or faults, or nothing is accepted in it; its manifest does
@@ -41,8 +42,19 @@ def with_round(dataset: Dataset, folder: Path) -> Dataset:
     ]
     labelled = [sample for sample in samples if not sample.is_pseudo]
     pseudo = [sample for sample in samples if sample.is_pseudo]
+    double = copies([sample.image for sample in pseudo], [sample.image for sample in dataset.split("train")])
+    pseudo = [sample for sample in pseudo if sample.image not in double]
     splits = {**dataset.splits, "train": (*dataset.split("train"), *labelled, *pseudo)}
-    return dataclasses.replace(dataset, splits=splits, round=folder)
+    return dataclasses.replace(dataset, splits=splits, round=folder, notes=(*dataset.notes, *_told(folder, double)))
+
+
+def _told(folder: Path, double: Mapping[Path, Path]) -> Iterator[str]:
+    """How many images are left out."""
+    for image, original in list(double.items())[:1]:
+        yield (
+            f"{folder}: {len(double)} accepted image(s) are left out as copies of labelled ones, such as {image} (of "
+            f"{original})"
+        )
 
 
 def _check_told(images: Sequence[Path], entries: Mapping[str, Entry]) -> None:

@@ -12,14 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from segserve.artifact import SPEC, Artifact, load_artifact
+from segserve.artifact import SPEC, Artifact, load_artifact, read_spec
 from segserve.spec import Plan
 from segserve.whole import write_whole
 from training.config import PseudoSettings, Recipe
+from training.data import data_digest
 from training.engine import train
 from training.evaluate import evaluate_dataset
 from training.evaluation import Evaluation, ImageScore
 from training.export import export_run
+from training.flywheel.joined import with_round
 from training.flywheel.loop_page import loop_page
 from training.flywheel.progress import (
     Step,
@@ -37,6 +39,7 @@ from training.flywheel.review import write_review
 from training.flywheel.round import Round
 from training.flywheel.triage import PixelRule, Selection, check_held_out
 from training.layouts import Dataset, open_dataset
+from training.learner import TRAINED_ON
 from training.run import SCORES
 
 STEPS, PAGE = "loop.jsonl", "loop.html"
@@ -82,6 +85,7 @@ def run_loop(loop: Loop, out: Path, *, rounds: int) -> list[Step]:
     image_files(loop.images)
     check_apart(loop.images, out)
     check_held_out(loop.held_out, loop.split, dataset.classes)
+    _check_rounds(out, dataset)
     steps: list[Step] = []
     reason: str | None = None
     while len(steps) <= rounds and reason is None:
@@ -100,8 +104,7 @@ def _step(loop: Loop, out: Path, steps: list[Step], dataset: Dataset) -> Step:
     """Train the next model, and let it label the images."""
     number = len(steps)
     folder, previous = out / f"model-{number}", Round(out / f"round-{number}") if number else None
-    recipe = _recipe(loop, number, previous)
-    train(recipe, run_dir=folder / "run")
+    train(_recipe(loop, number, previous), run_dir=folder / "run")
     artifact = _artifact(folder)
     labeller = Labeller(
         artifact=artifact,
@@ -124,6 +127,18 @@ def _step(loop: Loop, out: Path, steps: list[Step], dataset: Dataset) -> Step:
         _say(f"{found.path}: {len(faults)} image(s) get no mask, among them {faults[0]}")
     alone = evaluate_dataset(artifact, loop.held_out, split=loop.split, engine="torch")
     return _tell(found, folder, number=number, previous=previous, dataset=dataset, held_out=alone.images)
+
+
+def _check_rounds(out: Path, dataset: Dataset) -> None:
+    """A ValueError where a round is no more what its model was trained on: what was decided came too late for it."""
+    for artifact in sorted(out.glob(f"model-*/artifact/{SPEC}")):
+        model, trained_on = artifact.parents[1], read_spec(artifact.parent).provenance.data_digest
+        labels = out / model.name.replace("model", "round")
+        if labels.is_dir() and data_digest(with_round(dataset, labels), TRAINED_ON) != trained_on:
+            raise ValueError(
+                f"expected {labels} as {model} was trained on it, but its accepted masks have changed since: judge the "
+                f"last round, or delete {model} and all models and rounds after it, to train it again"
+            )
 
 
 def _recipe(loop: Loop, number: int, previous: Round | None) -> Recipe:

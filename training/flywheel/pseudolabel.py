@@ -34,6 +34,7 @@ from training.flywheel.scores import agreement, image_scores
 from training.flywheel.soft import SoftMask
 from training.flywheel.triage import HeldOut, PixelRule, Selection, Verdict, check_held_out, fit_thresholds
 from training.layouts import Dataset, open_dataset
+from training.learner import TRAINED_ON
 from training.metrics import confusion_matrix, image_miou
 from training.run import Run
 
@@ -144,6 +145,7 @@ def pseudolabel(
     files = image_files(images)
     check_apart(images, out)
     check_held_out(held_out, split, labeller.artifact.spec.classes)
+    _check_not_trained_on(labeller.artifact.spec, held_out, split)
     found = Round(out)
     found.claim()
     with found.held():
@@ -180,6 +182,15 @@ def held_out_of(spec: ModelSpec, root: Path | None, *, layout: Layout = "folder"
             "it is not there: give labelled images by --held-out DATASET"
         )
     return dataset
+
+
+def _check_not_trained_on(spec: ModelSpec, held_out: Dataset, split: str) -> None:
+    dataset = _trained_on(spec)
+    if dataset is not None and split in TRAINED_ON and dataset.root.samefile(held_out.root):
+        raise ValueError(
+            f"expected held-out images that {spec.name} was not trained on, but it was on split {split} of "
+            f"{held_out.root}: give another --split, or another set by --held-out"
+        )
 
 
 def _trained_on(spec: ModelSpec) -> Dataset | None:
@@ -317,7 +328,7 @@ def _labelled(labeller: Labeller, found: Round, path: Path, order: RoundOrder) -
     entry = Entry(
         **_shared(path, order),
         scores=seen.scores,
-        churn=_churn(seen.soft.mask_HW, order, path.stem),
+        churn=_churn(seen.soft.mask_HW, order, path),
         trained=round(float((trainable_HW < len(order.classes)).mean()), 4),
         verdict=order.thresholds.verdict(seen.scores[order.thresholds.score]),
     )
@@ -331,20 +342,22 @@ def _labelled(labeller: Labeller, found: Round, path: Path, order: RoundOrder) -
     return entry
 
 
-def _churn(mask_HW: NDArray[np.uint8], order: RoundOrder, name: str) -> float | None:
-    """None where the round before has no image of that name, or one of another size."""
-    if order.previous is None or not Round(Path(order.previous)).soft(name).is_file():
+def _churn(mask_HW: NDArray[np.uint8], order: RoundOrder, path: Path) -> float | None:
+    """None where the round before does not have this image, or had it in another size: links follow what is changed."""
+    previous = None if order.previous is None else Round(Path(order.previous))
+    if previous is None or not previous.has_image(path):
         return None
-    before_HW = SoftMask.read(Round(Path(order.previous)).soft(name)).mask_HW
+    before_HW = SoftMask.read(previous.soft(path.stem)).mask_HW
     return None if before_HW.shape != mask_HW.shape else round(1 - agreement(mask_HW, before_HW), 6)
 
 
 def _taken_over(found: Round, previous: Round, files: Sequence[Path]) -> Iterator[Entry]:
-    """What a person corrected in the round before stays what it is."""
-    number, done, corrected = found.order.number, found.entries(), previous.entries()
-    for name in (path.stem for path in files):
-        entry = corrected.get(name)
-        if name in done or entry is None or entry.source != "person":
+    """What a person corrected in the round before stays what it is, if it is of the same image."""
+    number, done, before = found.order.number, found.entries(), previous.entries()
+    corrected = {name: entry for name, entry in before.items() if entry.source == "person" and name not in done}
+    for path in files:
+        entry, name = corrected.get(path.stem), path.stem
+        if entry is None or not previous.has_image(path):
             continue
         write_whole(found.mask(name), previous.mask(name).read_bytes())
         link(previous.soft(name), found.soft(name))

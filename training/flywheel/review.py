@@ -3,7 +3,6 @@
 Dimensions: H, W, C channels.
 """
 
-import hashlib
 import io
 import json
 from html import escape
@@ -43,7 +42,7 @@ def review_page(found: Round) -> str:
     data = {
         "round": order.number,
         "artifact": order.artifact,
-        "images": [_facts(entry, each) for entry, each in zip(entries, pictures, strict=True)],
+        "images": [_facts(found, entry, each) for entry, each in zip(entries, pictures, strict=True)],
     }
     cards = "".join(_card(entry, each, order) for entry, each in zip(entries, pictures, strict=True))
     # Inside a script element, only what could end it must be written otherwise.
@@ -113,11 +112,10 @@ def _card(entry: Entry, pictures: "_Pictures", order: RoundOrder) -> str:
     )
 
 
-def _facts(entry: Entry, pictures: "_Pictures") -> dict[str, Any]:
-    looked_at = f"{entry.name} {pictures.photo} {pictures.mask}"
+def _facts(found: Round, entry: Entry, pictures: "_Pictures") -> dict[str, Any]:
     return {
         "name": entry.name,
-        "looked_at": hashlib.sha256(looked_at.encode()).hexdigest()[:32],
+        "looked_at": found.looked_at(entry),
         "verdict": entry.verdict,
         "by": "by the thresholds" if entry.decided_by == "thresholds" else f"by {entry.decided_by}",
         "scores": entry.scores,

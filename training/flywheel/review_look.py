@@ -160,7 +160,10 @@ function undo() {
 }
 
 function save() {
-  const table = { round: DATA.round, artifact: DATA.artifact, reviewer: at("reviewer").value.trim(), decisions };
+  const judged = DATA.images.filter(image => decisions[image.name]);
+  const looked_at = Object.fromEntries(judged.map(image => [image.name, image.looked_at]));
+  const reviewer = at("reviewer").value.trim();
+  const table = { round: DATA.round, artifact: DATA.artifact, reviewer, decisions, looked_at };
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([JSON.stringify(table, null, 1) + "\\n"], { type: "application/json" }));
   link.download = "decisions.json";

@@ -12,6 +12,8 @@ Everything but the manifest is written to a temporary name and renamed; the mani
 written after the files it speaks of.
 """
 
+import filecmp
+import hashlib
 import json
 import os
 import shutil
@@ -170,6 +172,18 @@ class Round:
         write_whole(self.path / MANIFEST, text)
 
     # --- files ---
+
+    def looked_at(self, entry: Entry) -> str:
+        """Digest of an image and of what the model says of it: other rounds may have others of its name."""
+        digest = hashlib.sha256(entry.name.encode())
+        for path in (self.image(entry), self.soft(entry.name)):
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+        return digest.hexdigest()[:32]
+
+    def has_image(self, path: Path) -> bool:
+        """Whether it has the same file under the same name."""
+        places = (self.path / folder / path.name for folder in ("images/train", "waiting"))
+        return any(place.is_file() and filecmp.cmp(place, path, shallow=False) for place in places)
 
     def image(self, entry: Entry) -> Path:
         """Where the image is: with the accepted ones, or with those that wait."""
