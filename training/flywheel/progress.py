@@ -112,7 +112,7 @@ def reason_to_stop(steps: Sequence[Step], rule: StopRule) -> str | None:
             f"(at most {rule.most_drift}): the model may be drifting"
         )
     best = max((step.good_share for step in before), default=-math.inf)
-    if last.good_share < best - rule.most_drop:
+    if round(best - last.good_share, 9) > rule.most_drop:  # shares of so few images that a fall may be the very limit
         return (
             f"{last.good_share:.0%} of the held-out masks are good, after {best:.0%} "
             f"(a fall of {rule.most_drop:.0%} at most): more rounds do harm"
