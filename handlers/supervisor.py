@@ -27,8 +27,6 @@ from handlers.throughput import Throughput, worker_counts
 from handlers.torchserve import LOOPBACK, RunFolder, ServeError
 from segserve.doubtful import delete_old
 
-__all__ = ["ServeSettings", "serve"]
-
 GATEWAY_STOP_SECONDS = 2.0
 """For answers that are still on their way to slow clients."""
 WATCH_SECONDS = 0.2

@@ -112,7 +112,7 @@ def certify(spec: ModelSpec, network: Network, engine: Engine, dataset: Dataset)
     return Certificate(
         split=SPLIT,
         num_images=len(samples),
-        score="miou" if spec.task == "segmentation" else "accuracy",
+        score=HEADLINE[spec.task],
         torch_score=plain_score,
         engine_score=exported_score,
         agreement=comparison.same / comparison.count,

@@ -8,6 +8,7 @@ Dimensions: K classes, N images; a matrix (K, K) has the truth as rows and the p
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from training.data import IGNORE
 
 Confusion = NDArray[np.int64]
 
-HEADLINE: dict[Task, str] = {"segmentation": "miou", "classification": "accuracy"}
+HEADLINE: dict[Task, Literal["miou", "accuracy"]] = {"segmentation": "miou", "classification": "accuracy"}
 """The score a run is known by."""
 
 WORST_SHARE = 0.1

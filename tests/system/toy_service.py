@@ -19,13 +19,14 @@ import httpx
 import psutil
 import pytest
 
-from handlers.supervisor import ServeSettings
+from handlers.settings import ServeSettings
 from handlers.torchserve import free_ports
 
 ROOT = Path(__file__).parents[2]
 START = """
 import sys
-from handlers.supervisor import ServeSettings, serve
+from handlers.settings import ServeSettings
+from handlers.supervisor import serve
 sys.exit(serve(ServeSettings.model_validate_json(sys.argv[1])))
 """
 TOY_HANDLER = '''
