@@ -21,6 +21,7 @@ from segserve.networks import (
     pretrained_statistics,
     served_weights,
 )
+from segserve.networks.classifier import classifier_names
 from segserve.spec import Architecture, EncoderName, NetworkSpec, Task
 
 RESNET_NODES = ("relu", "layer1", "layer2", "layer3", "layer4")
@@ -239,6 +240,14 @@ def test_auxiliary_heads_leave_the_other_first_weights_alone() -> None:
         torch.manual_seed(1)
         states.append(UNet("resnet18", num_classes=3, auxiliary_heads=auxiliary_heads).state_dict())
     assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
+def test_every_encoder_has_the_statistics_of_its_own_weights() -> None:
+    for name in classifier_names():
+        mean, std = pretrained_statistics(name)
+        assert len(mean) == len(std) == 3
+    half = (0.5, 0.5, 0.5)
+    assert pretrained_statistics("efficientnet_v2_l") == (half, half) != pretrained_statistics("efficientnet_v2_m")
 
 
 def test_weights_that_came_from_elsewhere_bring_the_statistics_they_want() -> None:
