@@ -34,7 +34,7 @@ def loop_page(steps: Sequence[Step], *, classes: Sequence[ClassSpec], result: St
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, '
         f'initial-scale=1"><link rel="icon" href="data:,"><title>{escape(name)}: the loop</title><style>{STYLE}</style>'
         f'</head><body><header><h1>{escape(name)}: {len(steps) - 1} round(s) of pseudo-labels</h1><p class="subtitle">'
-        f"The result is model {result.number}, the last that is as good on the held-out images as the best of them, "
+        f"The result is model {result.number}, the first that is as good on the held-out images as the best of them, "
         f"within a standard error: {escape(Path(result.artifact).as_posix())}. Model 0 is trained on the "
         f"labelled images alone, each other one from the start on those and on what the model before it labelled.</p>"
         f'<dl class="tiles">{tiles}</dl>{end}</header><main><section>{_charts(steps, classes)}</section>'

@@ -125,16 +125,17 @@ def reason_to_stop(steps: Sequence[Step], rule: StopRule) -> str | None:
 
 
 def result_of(steps: Sequence[Step]) -> Step:
-    """The last whose model is as good on the held-out images as the best one's, by the rule of one standard error.
+    """The first whose model is as good on the held-out images as the best one's, by the rule of one standard error.
 
     Breiman et al., Classification and Regression Trees (1984), 3.4.3: few images cannot tell apart what differs by
-    less, and the last model has seen the most. The error is that of the mean difference, image by image.
+    less, and the simplest is to be taken, here the one with the fewest guesses among its labels. The error is that of
+    the mean difference, image by image.
 
     By one look at each, not by the masks of the round: many views make up for what a model has not learnt, so that the
     first model's masks may be as good as those of later ones that do better alone.
     """
     best = max(steps, key=lambda step: step.held_out_miou)
-    return [step for step in steps if _is_as_good(step, best)][-1]
+    return next(step for step in steps if _is_as_good(step, best))
 
 
 def _is_as_good(step: Step, best: Step) -> bool:
