@@ -168,12 +168,8 @@ class _Served:
 
     def switch(self, archive: Path, version: str) -> None:
         """From now on this version answers, also after another start; the one that did is kept."""
-        store.put(self.store, self.model.archive, archive)
-        try:
+        with store.exchanged(self.store, self.model.archive, archive):
             self.management.set_default(self.model.name, version)
-        except BaseException:
-            store.put(self.store, self.model.archive, self.previous)
-            raise
 
     def _all(self, name: str) -> tuple[VersionState, ...]:
         return self.management.versions([name])

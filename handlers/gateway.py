@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from handlers import nginx
+from handlers.leash import leashed
 from handlers.management import VersionState
 from handlers.nginx import Place
 from handlers.output import lines_of, pass_on, say
@@ -28,8 +29,6 @@ CLOSING_SECONDS = 2.0
 only what is silent is cut."""
 MOST_STARTS = 5
 """Of one life of the service: what ends so often will not be helped by another start."""
-_LEASH = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.argv[1], sys.argv[1:])"
-"""nginx gets SIGTERM from the kernel when the supervisor was killed and stops nothing, see prctl(2)."""
 _QUERY = re.compile(r"\?[^ \"]*")
 _ANSWER = re.compile(r'"model":"([^"]+)","status":(\d{3}),"bytes_received":\d+,"bytes_sent":[1-9]')
 """Of the access log, where nginx names a served model or none, and a status also where the client left before it."""
@@ -85,10 +84,8 @@ class Gateway:
     def start(self) -> None:
         """Begin to answer. A socket file that was left behind would be in the way."""
         (self.folder / "inside").unlink(missing_ok=True)
-        command = self._command(self._configuration)
-        leash = [sys.executable, "-I", "-S", "-c", _LEASH] if sys.platform == "linux" else []
         self._process = subprocess.Popen(
-            [*leash, *command],
+            leashed(self._command(self._configuration)),
             cwd=self.folder,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from handlers.leash import leashed
 from handlers.torchserve import free_ports
 
 START_SECONDS = 180
@@ -49,7 +50,7 @@ def local_service(
     inference, management, ops = free_ports(3)
     ports = ["--inference-port", str(inference), "--management-port", str(management), "--ops-port", str(ops)]
     command = [*within, sys.executable, "-m", "cli", "serve", "--store", str(store), *ports, *arguments]
-    process = subprocess.Popen(command, stdout=log, stderr=None if log is None else subprocess.STDOUT)
+    process = subprocess.Popen(leashed(command), stdout=log, stderr=None if log is None else subprocess.STDOUT)
     service = LocalService(inference=f"http://127.0.0.1:{inference}", ops=f"http://127.0.0.1:{ops}", process=process)
     try:
         _wait_until_ready(service)

@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from handlers.settings import ServeSettings
 from handlers.torchserve import RunFolder
 from segserve.settings import Settings
@@ -122,5 +124,5 @@ def _is_alive(folder: RunFolder) -> bool:
 def _read(folder: RunFolder) -> Running | None:
     try:
         return Running.model_validate_json(folder.announcement.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, ValidationError):  # of another version's service: not one that this can talk to
         return None

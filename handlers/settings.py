@@ -111,10 +111,13 @@ class ServeSettings(Settings):
 
     @model_validator(mode="after")
     def _doubtful_can_be_written(self) -> Self:
-        if self.doubtful and self.doubtful.folder.resolve().is_relative_to(self.store.resolve()):
+        if not self.doubtful:
+            return self
+        folder, store = self.doubtful.folder.resolve(), self.store.resolve()
+        if folder.is_relative_to(store) or store.is_relative_to(folder):
             raise ValueError(
-                f"expected a folder for doubtful images outside the model store, which no worker can write to, but got "
-                f"{self.doubtful.folder}: choose another"
+                f"expected a folder for doubtful images outside the model store and not around it, where no worker can "
+                f"write, but got {self.doubtful.folder}: choose another"
             )
         return self
 

@@ -1,10 +1,12 @@
 """The archives to be served: which they are, the names their manifests give, and the digests they must have."""
 
+import contextlib
 import json
 import os
 import re
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -115,6 +117,25 @@ def put(store: Path, archive: str, new: Path) -> None:
     os.replace(kept, previous(store, archive))
 
 
+@contextlib.contextmanager
+def exchanged(store: Path, archive: str, new: Path) -> Iterator[None]:
+    """`put`, and on an exception inside everything back, what was kept before included."""
+    older = store / f".{archive}.older"
+    older.unlink(missing_ok=True)
+    kept = previous(store, archive)
+    if kept.is_file():
+        os.link(kept, older)
+    put(store, archive, new)
+    try:
+        yield
+    except BaseException:
+        os.replace(kept, store / archive)
+        if older.is_file():
+            os.replace(older, kept)
+        raise
+    older.unlink(missing_ok=True)
+
+
 def previous(store: Path, archive: str) -> Path:
     """Where the archive is kept that was served before; its name makes no archive of it."""
     return store / f"{archive}.previous"
@@ -131,9 +152,10 @@ def check_listed(path: Path) -> None:
     """A ValueError says that the archive's digest does not stand in its store's `SUMS`, if there is one."""
     digests = listed_digests(path.parent)
     if digests is not None and sha256_of(path) not in digests:
+        listed = ["*.mar", *(["*.mar.previous"] if any(path.parent.glob("*.mar.previous")) else [])]
         raise ValueError(
             f"expected the SHA-256 of {path} to stand in {path.parent / SUMS}, but it does not: put the archive there "
-            f"that was meant, or, if it is, write the file again with `sha256sum *.mar > {SUMS}`"
+            f"that was meant, or, if it is, write the file again with `sha256sum {' '.join(listed)} > {SUMS}`"
         )
 
 
@@ -164,7 +186,7 @@ def read_archive(path: Path) -> ServedModel:
         raise ValueError(
             f"expected {path} to be readable, but got: {error.strerror}; let whoever serves read it"
         ) from error
-    except (zipfile.BadZipFile, AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+    except (zipfile.BadZipFile, zlib.error, AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
         raise ValueError(
             f"expected {path} to be a model archive whose {MANIFEST} names the model and its version, but got "
             f"{type(error).__name__} ({error}): make it again with `segserve package`"

@@ -7,6 +7,7 @@ by. Nothing says who sent it. What is old goes, and so does the least doubtful w
 """
 
 import contextlib
+import itertools
 import time
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from segserve.settings import Settings
 
 PARTS = ("masks", "scores", "images")
 """In the order in which an image's files come: what has an image is whole."""
+NAMES = "[01].????-*"
+"""Pattern of the files' names: other files in the folders are nobody's business here."""
 _DAY_SECONDS = 86_400
 
 
@@ -37,8 +40,8 @@ class DoubtfulSettings(Settings):
 def delete_old(settings: DoubtfulSettings) -> None:
     """Delete what has been there too long, of every model; for whoever runs the service to call now and then."""
     oldest = time.time() - settings.days * _DAY_SECONDS
-    for part in reversed(PARTS):
-        for path in settings.folder.glob(f"*/{part}/*"):
+    for part, names in itertools.product(reversed(PARTS), (NAMES, f".{NAMES}.tmp")):
+        for path in settings.folder.glob(f"*/{part}/{names}"):
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_mtime < oldest:
                     path.unlink()

@@ -15,7 +15,7 @@ from PIL import Image
 from pydantic import BaseModel
 
 from segserve.api import ModelInfo
-from segserve.doubtful import PARTS, DoubtfulSettings
+from segserve.doubtful import NAMES, PARTS, DoubtfulSettings
 from segserve.png import encode_index_png, encode_png
 from segserve.prediction import ClassificationPrediction, Prediction, Query, SegmentationPrediction
 from segserve.spec import ModelSpec, Plan
@@ -128,7 +128,7 @@ class DoubtfulStore:
         """The files by their names, and their bytes; of each name the image comes first."""
         kept: dict[str, dict[Path, int]] = defaultdict(dict)
         for part in reversed(PARTS):
-            for path in (self.folder / part).glob("[01].????-*"):
+            for path in (self.folder / part).glob(NAMES):
                 with contextlib.suppress(FileNotFoundError):  # another worker deleted it
                     kept[path.stem][path] = path.stat().st_size
         return kept

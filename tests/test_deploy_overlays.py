@@ -13,7 +13,7 @@ import threading
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jsonschema
 import kubernetes_validate
@@ -297,6 +297,35 @@ def test_fetched_archives_are_those_that_were_listed(store: str, tmp_path: Path)
     done = fetch(store, f"# from CI\n{digest}  a.mar\n", tmp_path)
     assert (done.returncode, done.stdout) == (0, f"fetch: a.mar {digest}\n")
     assert {path.name: path.read_bytes() for path in (tmp_path / "models").iterdir()} == {"a.mar": b"archive"}
+
+
+@pytest.mark.parametrize("is_chunked", [False, True], ids=["with a length", "in chunks"])
+def test_a_download_that_ends_early_is_tried_again(tmp_path: Path, is_chunked: bool) -> None:
+    class CutShort(QuietHandler):
+        tries: ClassVar[int] = 0
+
+        def do_GET(self) -> None:
+            CutShort.tries += 1
+            self.protocol_version = "HTTP/1.1"
+            self.send_response(200)
+            body = b"archive" if CutShort.tries == 3 else b"arc"
+            if is_chunked:
+                self.send_header("Transfer-Encoding", "chunked")
+                self.end_headers()
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(body), body) + (b"0\r\n\r\n" if body == b"archive" else b""))
+            else:
+                self.send_header("Content-Length", "7")
+                self.end_headers()
+                self.wfile.write(body)
+            self.close_connection = True
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), CutShort)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    digest = hashlib.sha256(b"archive").hexdigest()
+    done = fetch(f"http://127.0.0.1:{server.server_port}", f"{digest}  a+b.mar", tmp_path)
+    server.shutdown()
+    server.server_close()
+    assert (done.returncode, done.stdout, CutShort.tries) == (0, f"fetch: a+b.mar {digest}\n", 3), done.stderr
 
 
 @pytest.mark.parametrize(

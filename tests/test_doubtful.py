@@ -215,13 +215,18 @@ def test_what_is_old_is_deleted_with_what_a_killed_worker_left(tmp_path: Path) -
     settings = DoubtfulSettings(folder=tmp_path, days=2)
     kept = store(tmp_path, days=2)
     offer(kept, 0, 0.5)
-    (kept.folder / "images/.half.png.1.tmp").touch()
-    for path in kept.folder.rglob("*.*"):
+    (name,) = {Path(file).stem for file in files(tmp_path)}
+    (kept.folder / f"images/.{name}.png.1.tmp").touch()
+    others = [tmp_path / "pets/images/cat.jpg", kept.folder / "masks/drawn.png"]
+    for path in others:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    for path in tmp_path.rglob("*.*"):
         os.utime(path, (0, time.time() - 3 * 86_400))
     offer(kept, 1, 0.4)
     delete_old(settings)
     assert doubts(kept) == [0.4]
-    assert len(files(tmp_path)) == 3
+    assert len(files(tmp_path)) == 3 + len(others) and all(path.is_file() for path in others), "which are not its own"
 
 
 def test_a_disk_that_takes_nothing_costs_nobody_an_answer(service: Service, caplog: pytest.LogCaptureFixture) -> None:

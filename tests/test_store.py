@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from handlers.settings import ServeSettings
-from handlers.store import ServedModel, previous, put, served_models
+from handlers.store import ServedModel, exchanged, previous, put, served_models
 
 
 def write_archive(path: Path, manifest: Any) -> None:
@@ -160,3 +160,28 @@ def test_what_was_served_before_is_not_served(tmp_path: Path) -> None:
     write_model(tmp_path / "seg.mar", version="2.0")
     write_model(previous(tmp_path, "seg.mar"), version="1.0")
     assert [str(model) for model in served_models(ServeSettings(store=tmp_path))] == ["seg 2.0"]
+
+
+def test_what_fails_after_an_exchange_finds_everything_as_it_was(tmp_path: Path) -> None:
+    for name, text in (("seg.mar", "2"), ("seg.mar.previous", "1"), ("seg.mar.new", "3")):
+        (tmp_path / name).write_text(text)
+    with pytest.raises(RuntimeError), exchanged(tmp_path, "seg.mar", tmp_path / "seg.mar.new"):
+        assert {path.name: path.read_text() for path in tmp_path.glob("seg*")} == {
+            "seg.mar": "3",
+            "seg.mar.previous": "2",
+        }
+        raise RuntimeError
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"seg.mar": "2", "seg.mar.previous": "1"}
+    with exchanged(tmp_path, "seg.mar", previous(tmp_path, "seg.mar")):
+        pass
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"seg.mar": "1", "seg.mar.previous": "2"}
+
+
+def test_an_archive_with_a_damaged_compressed_manifest_is_none(tmp_path: Path) -> None:
+    """As torch-model-archiver makes them; segserve's own are not compressed."""
+    with zipfile.ZipFile(tmp_path / "seg.mar", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("MAR-INF/MANIFEST.json", json.dumps({"model": {"modelName": "seg"}}) * 9)
+    content = bytearray((tmp_path / "seg.mar").read_bytes())
+    content[60:70] = bytes(10)
+    (tmp_path / "seg.mar").write_bytes(content)
+    assert "seg.mar to be a model archive whose MAR-INF/MANIFEST.json names" in refusal(ServeSettings(store=tmp_path))

@@ -4,6 +4,7 @@ STORE_URL=https://store/folder python fetch.py models.txt /models
 """
 
 import hashlib
+import http.client
 import os
 import re
 import sys
@@ -13,7 +14,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-_LINE = re.compile(r"([0-9a-f]{64})  ?[ *]?([A-Za-z0-9][A-Za-z0-9_.-]*\.mar)")
+_LINE = re.compile(r"([0-9a-f]{64})  ?[ *]?([A-Za-z0-9][A-Za-z0-9_.+-]*\.mar)")
 _TRIES, _PAUSE_SECONDS, _TIMEOUT_SECONDS = 3, 2.0, 30.0
 
 
@@ -45,7 +46,7 @@ def _fetch(url: str, target: Path, *, digest: str) -> None:
         try:
             _download(url, partial)
             break
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             if last:
                 partial.unlink(missing_ok=True)
                 sys.exit(f"fetch: expected {url}, but it did not come in {_TRIES} tries: {error}")
@@ -63,6 +64,9 @@ def _download(url: str, target: Path) -> None:
     with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as answer, target.open("wb") as file:
         while chunk := answer.read(2**20):
             file.write(chunk)
+        length = answer.headers["Content-Length"]  # what ends early is no error of read(size)
+        if length is not None and file.tell() < int(length):
+            raise OSError(f"expected {length} bytes, but the connection closed after {file.tell()}")
 
 
 if __name__ == "__main__":
