@@ -146,6 +146,8 @@ def _export(given: argparse.Namespace) -> int:
         raise ValueError(
             f"expected a run, or --engine for the artifact {given.run}, which has torch: name another engine"
         )
+    elif given.no_calibration:
+        raise ValueError(f"expected --no-calibration for a run, but {given.run} is an artifact: export its run again")
     else:
         artifact = add_engine(load_artifact(given.run), given.out, engine=given.engine)
     spec = artifact.spec
@@ -208,12 +210,13 @@ def _predict(given: argparse.Namespace) -> int:
 
 def _predict_on_ray(given: argparse.Namespace) -> int:
     _check_ray()
-    from segserve.bulk import Job, find_images, predict_all
+    from segserve.bulk import Job, check_answers, find_images, predict_all
 
     if len(given.images) != 1:
         raise ValueError(f"expected one folder with --ray, but got {len(given.images)} names: name the folder")
     job = Job(artifact=given.artifact.resolve(), images=given.images[0], out=given.out, tta=given.tta)
     missing, there = find_images(job)
+    check_answers(job, there)
     if there:
         print(f"{given.out}: {len(there)} of {len(there) + len(missing)} images have their answers already")
     return _watched(predict_all(job, missing, workers=given.ray), total=len(missing), out=given.out)

@@ -15,3 +15,8 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = path.read_bytes().count(b"\n", 0, error.start) + 1
         raise ValueError(f"expected {path} to be UTF-8, but line {line} is not: save it as UTF-8") from None
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a file's name is; Python reads the bytes of one that is not as characters that no text has."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)

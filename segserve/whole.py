@@ -1,19 +1,26 @@
 """Files that are there whole or not at all: written beside their place, then renamed into it."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+LONGEST_NAME = 200
+"""Bytes. A temporary name has more than the name itself, and no file's name may have more than 255."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A name beside `path` to write to: that file takes the place of `path` at the end, or is deleted on an exception.
 
-    The folder is made where it is missing.
+    The folder is made where it is missing. A link is followed.
     """
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    name = os.fsencode(path.name)
+    short = path.name if len(name) <= LONGEST_NAME else hashlib.sha256(name).hexdigest()
+    temporary = path.with_name(f".{short}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)  # of a process that was killed; it may be another name of a file that matters
     try:
         yield temporary

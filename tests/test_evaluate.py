@@ -16,6 +16,7 @@ from segserve.engines.torch_engine import TorchEngine
 from segserve.prediction import ClassificationPrediction, Query
 from segserve.predictor import ClassificationPredictor, SegmentationPredictor
 from segserve.spec import Measure, ModelSpec, Plan, PreprocessSpec
+from tests.conftest import random_image
 from training.boundary import BoundaryTally
 from training.calibration import expected_calibration_error, reliability
 from training.data import IGNORE
@@ -268,6 +269,22 @@ def test_white_is_no_void_unless_the_data_set_says_so(masked: Path, artifact: Ar
         evaluate(artifact, masked)
     (masked / "classes.json").write_text(CLASSES.replace("9", "255"))
     assert evaluate(artifact, masked).classes[0].count == sum(height * width for height, width in SIZES) // 2 + 32
+
+
+def test_an_image_of_void_has_no_score(masked: Path, artifact: Artifact) -> None:
+    """It has a line, and is in no mean and no curve."""
+    before = evaluate(artifact, masked)
+    count = len(before.images)
+    Image.fromarray(random_image(48, 40, seed=99)).save(masked / "images/val/void.png")
+    Image.fromarray(np.full((48, 40), 9, dtype=np.uint8)).save(masked / "masks/val/void.png")
+    after = evaluate(artifact, masked)
+    assert (after.num_images, len(after.images)) == (count + 1, count + 1)
+    assert [(image.name, image.score) for image in after.images if image.score is None] == [
+        ("images/val/void.png", None)
+    ]
+    assert after.scores == pytest.approx(before.scores)
+    assert before.certainty is not None and after.certainty is not None
+    assert after.certainty.figures() == pytest.approx(before.certainty.figures())
 
 
 def test_a_split_of_void_has_no_score(masked: Path, artifact: Artifact) -> None:

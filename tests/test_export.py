@@ -182,6 +182,9 @@ def test_without_calibration_the_temperature_is_1(
     assert artifact.spec.calibration == CalibrationSpec(temperature=1.0, split=None)
     assert not any("ece" in name for name in artifact.spec.provenance.scores)
     assert capsys.readouterr().err == ""
+    again = ["export", str(artifact.path), "--out", str(tmp_path / "again"), "--engine", "openvino"]
+    assert main([*again, "--no-calibration"]) == 2
+    assert "expected --no-calibration for a run, but" in capsys.readouterr().err
 
 
 def test_without_its_data_set_a_run_is_exported_at_temperature_1(

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -198,6 +199,16 @@ def test_every_layout_of_a_recipe_can_be_opened() -> None:
 def test_an_unknown_layout_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["lint", str(tmp_path), "--layout", "yolo"]) == 2
     assert "expected the layout to be folder, coco, voc, cityscapes, pet, but got 'yolo'" in capsys.readouterr().err
+
+
+def test_a_name_that_is_no_text_is_a_fault(write: Write, tmp_path: Path) -> None:
+    """As unpacked from an old archive with umlauts in Latin-1; a training's pages and digests are text."""
+    write("classes.json", content=_table("sky", "road"))
+    write("images/train/a.png", "masks/train/a.png")
+    for kind in ("images", "masks"):
+        Path(os.fsdecode(os.fsencode(tmp_path / kind / "train") + b"/z\xe4hne.png")).touch()
+    (first, _) = open_dataset(tmp_path, "segmentation").complaints
+    assert first == r"'images/train/z\udce4hne.png': expected a name in UTF-8, but it is none: rename it"
 
 
 @pytest.mark.parametrize("layout", ["coco", "voc", "cityscapes"])

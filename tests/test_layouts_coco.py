@@ -131,6 +131,8 @@ def test_categories_are_numbered_in_the_order_of_their_ids() -> None:
         ([], r"instances_train.json for a.png: expected polygons or runs, but cannot read them: there are none"),
         ("polygon", r"instances_train.json for a.png: expected polygons or runs, but cannot read them"),
         ({"size": [3, 4], "counts": [2, 10]}, r"expected runs of an image of 10 x 8, but got some of 4 x 3"),
+        ({"size": [8, 10], "counts": [2, 3]}, r"cannot read them: expected runs over 80 pixels, but got some over 5"),
+        ({"size": [8, 10], "counts": "23"}, r"cannot read them: expected runs over 80 pixels, but got some over 5"),
         ({"size": [8, 10], "counts": [2, 1000]}, r"expected polygons or runs, but cannot read them"),
     ],
 )

@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -87,6 +88,7 @@ def test_the_table_is_read_back_by_csv(task: Task, columns: list[str]) -> None:
         ([0.1, 0.9, 0.5], [1, 2, 0]),
         ([], []),
         ([0.5, 0.5, 0.5, 0.5, 0.5], [0, 1, 3, 4]),
+        ([math.nan, 0.1, 0.9, math.nan], [2, 1]),
     ],
 )
 def test_extremes_are_the_best_then_the_worst_and_none_twice(ratings: list[float], expected: list[int]) -> None:

@@ -165,6 +165,16 @@ def test_thirds_come_back(tmp_path: Path) -> None:
     assert again.keys() == weights.keys() and all(torch.equal(again[name], weights[name]) for name in weights)
 
 
+@pytest.mark.parametrize("keep", [0, 3000])
+def test_a_checkpoint_that_was_cut_off_is_named(keep: int, tmp_path: Path, spec: ModelSpec) -> None:
+    run = Run(tmp_path)
+    run.save(_checkpoint(spec, epochs=2))
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=r"expected .*checkpoint.pt to be a whole checkpoint, but it cannot be read"):
+        run.load()
+
+
 def test_a_run_is_one_trainings_alone(tmp_path: Path) -> None:
     run = Run(tmp_path)
     with run.held(), pytest.raises(ValueError, match="to be free, but another training is at work in it"), run.held():

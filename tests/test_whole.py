@@ -49,3 +49,21 @@ def test_the_file_may_be_read_by_whom_any_new_file_may(tmp_path: Path) -> None:
     write_whole(tmp_path / "whole", "")
     plain, whole = (stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("plain", "whole"))
     assert whole == plain
+
+
+def test_a_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    for name in ("there", "new"):
+        (tmp_path / name).symlink_to(tmp_path / "shared" / name)
+    (tmp_path / "shared/there").write_text("before")
+    for name in ("there", "new"):
+        write_whole(tmp_path / name, "after")
+        assert (tmp_path / name).is_symlink() and (tmp_path / "shared" / name).read_text() == "after"
+
+
+def test_the_longest_names_that_there_are(tmp_path: Path) -> None:
+    names = ["画" * 83 + suffix for suffix in (".png", ".txt")]
+    with replacing(tmp_path / names[0]) as first, replacing(tmp_path / names[1]) as second:
+        first.write_text("1")
+        second.write_text("2")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {names[0]: "1", names[1]: "2"}

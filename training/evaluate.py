@@ -274,11 +274,13 @@ class _Tallies:
 
     def add(self, outcome: Outcome) -> None:
         self.confusions.append(outcome.confusion_KK)
-        self.of_images.add(outcome.prediction, confidence=outcome.confidence, risk=outcome.risk)
+        counts = bool(outcome.confusion_KK.any())
+        if counts:
+            self.of_images.add(outcome.prediction, confidence=outcome.confidence, risk=outcome.risk)
         self.images.append(
             ImageScore(
                 name=Path(os.path.relpath(outcome.sample.image, self.dataset.root)).as_posix(),
-                score=1 - outcome.risk,
+                score=1 - outcome.risk if counts else None,
                 confidence=outcome.confidence,
                 uncertainty=outcome.prediction.mean_entropy,
             )

@@ -1,5 +1,6 @@
 """What a model scores on a data set's split, as a record and as text."""
 
+import math
 from collections.abc import Iterator, Mapping
 
 from pydantic import Field
@@ -43,15 +44,18 @@ class ImageScore(Settings):
 
     name: str
     """Its file, from the data set's folder."""
-    score: float
-    """Mean IoU over the classes of truth and prediction; of a label 1 if it is right, else 0."""
+    score: float | None
+    """Mean IoU over the classes of truth and prediction; of a label 1 if it is right, else 0; None: it is all
+    void."""
     confidence: float
     """Probability of the predicted class, the mean over the pixels; 0 to 1."""
     uncertainty: float
     """Mean entropy, 0 (certain) to 1."""
 
     def rating(self, task: Task) -> float:
-        """Its place between best and worst. Of labels the most confident mistake is the worst."""
+        """Its place between best and worst. Of labels the most confident mistake is the worst. NaN: it has none."""
+        if self.score is None:
+            return math.nan
         if task == "segmentation":
             return self.score
         return self.confidence if self.score else -self.confidence

@@ -7,6 +7,7 @@ Dimensions: H, W, C channels, K classes.
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,7 @@ def _weights(evaluation: Evaluation) -> str:
 def page_samples(predictor: Predictor, dataset: Dataset, evaluation: Evaluation) -> dict[str, list[Outcome]]:
     """The worst, the most uncertain and the best images, predicted once more as the evaluation did; none twice."""
     images, samples, most = evaluation.images, dataset.split(evaluation.split), MOST_SHOWN[dataset.task]
-    worst = sorted(range(len(images)), key=lambda index: images[index].rating(dataset.task))
+    worst = extremes([image.rating(dataset.task) for image in images], most=len(images))[::-1]
     doubtful = sorted(range(len(images)), key=lambda index: -images[index].uncertainty)
     groups: dict[str, list[int]] = {}
     for heading, order in (("Worst", worst), ("Most uncertain", doubtful), ("Best", worst[::-1])):
@@ -147,8 +148,9 @@ def class_csv(evaluation: Evaluation) -> str:
 
 
 def extremes(ratings: Sequence[float], *, most: int) -> list[int]:
-    """Indices of the best (best first), then of the worst (worst last); none twice."""
-    order = sorted(range(len(ratings)), key=lambda index: -ratings[index])
+    """Indices of the best (best first), then of the worst (worst last); none twice, and none without a rating."""
+    rated = (index for index, rating in enumerate(ratings) if not math.isnan(rating))
+    order = sorted(rated, key=lambda index: -ratings[index])
     return order if len(order) <= 2 * most else order[:most] + order[-most:]
 
 

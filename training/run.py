@@ -5,6 +5,7 @@
 
 import json
 import os
+import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -157,7 +158,13 @@ class Run:
         path = self.path / CHECKPOINT
         if not path.is_file():
             return None
-        table = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            table = torch.load(path, map_location="cpu", weights_only=True)
+        except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
+            raise ValueError(
+                f"expected {path} to be a whole checkpoint, but it cannot be read ({error}): bring it back, or delete "
+                "it to begin again"
+            ) from error
         table["spec"] = ModelSpec.model_validate_json(table["spec"])
         table["history"] = tuple(EpochLog.model_validate_json(line) for line in table["history"])
         return Checkpoint(**table)

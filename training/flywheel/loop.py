@@ -185,7 +185,7 @@ def _tell(
         num_pseudo=len(taken),
         num_accepted=sum(entry.verdict == "accept" for entry in entries),
         num_images=len(entries),
-        held_out_ious=tuple(image.score for image in held_out),
+        held_out_ious=tuple(image.score for image in held_out if image.score is not None),
         good_share=thresholds.good_share,
         precision=thresholds.precision if thresholds.num_accepted else None,
         churn=mean_churn(found),

@@ -25,6 +25,7 @@ from segserve.prediction import Query, SegmentationPrediction
 from segserve.predictor import SegmentationPredictor
 from segserve.preprocess import working_size
 from segserve.spec import Measure, ModelSpec, Plan
+from segserve.text import is_utf8
 from segserve.whole import write_whole
 from training.config import Layout, recipe_of
 from training.data import check_truth, data_digest, read_image, read_truth
@@ -215,7 +216,7 @@ def image_files(folder: Path) -> list[Path]:
         raise ValueError(f"expected a folder of images, but {folder} has none: correct it")
     seen: dict[str, Path] = {}
     for path in files:
-        if any("\ud800" <= letter <= "\udfff" for letter in str(path)):  # bytes that are none, as Python reads them
+        if not is_utf8(str(path)):
             raise ValueError(f"expected images with names in UTF-8, but got {str(path)!r}: rename it")
         if path.stem in seen:
             raise ValueError(f"expected images with different names, but got {seen[path.stem]} and {path}: rename one")
@@ -282,7 +283,8 @@ def _look_at_held_out(labeller: Labeller, found: Round, dataset: Dataset, split:
         link(sample.image, found.path / "images/val" / name)
         write_whole(found.path / "masks/val" / f"{Path(name).stem}.png", encode_index_png(truth_HW, spec.classes))
         confusion_KK = confusion_matrix(truth_HW, seen.soft.mask_HW, num_classes=spec.num_classes)
-        yield HeldOut(scores=seen.scores, iou=image_miou(confusion_KK))
+        if confusion_KK.any():  # else all of it is void
+            yield HeldOut(scores=seen.scores, iou=image_miou(confusion_KK))
 
 
 def _own_names(paths: Sequence[Path]) -> list[str]:

@@ -14,6 +14,7 @@ from training.layouts.dataset import PALETTE as PALETTE
 from training.layouts.dataset import SPLITS as SPLITS
 from training.layouts.dataset import Dataset as Dataset
 from training.layouts.dataset import Sample as Sample
+from training.layouts.dataset import with_names_checked
 from training.layouts.folder import CLASSES as CLASSES
 from training.layouts.folder import LABELS as LABELS
 from training.layouts.folder import open_folder, task_of_folder
@@ -51,4 +52,4 @@ def open_dataset(root: Path, task: Task, *, layout: Layout = "folder") -> Datase
             f"expected task segmentation with layout {layout}, but got classification, for which {root} has no labels: "
             f"change the task, or use layout {' or '.join(WITH_LABELS)}"
         )
-    return OPENERS[layout](root, task)
+    return with_names_checked(OPENERS[layout](root, task))

@@ -88,7 +88,33 @@ def _rasterised(segmentation: Any, height: int, width: int) -> NDArray[np.bool_]
         runs = coco.frPyObjects(segmentation, *segmentation["size"])
     else:
         runs = segmentation
+    _check_length(runs)
     return np.asarray(coco.decode(runs), dtype=bool)
+
+
+def _check_length(runs: Mapping[str, Any]) -> None:
+    """Of runs that end early the decoder leaves the rest of the mask as the memory was."""
+    height, width = runs["size"]
+    length = sum(_lengths(runs["counts"]))
+    if length != height * width:
+        raise ValueError(f"expected runs over {height * width} pixels, but got some over {length}")
+
+
+def _lengths(counts: str | bytes) -> list[int]:
+    """Of runs as text: 5 bits a character, the lowest first, and from the fourth run on less the one two before.
+
+    As `rleFrString` of https://github.com/cocodataset/cocoapi reads it.
+    """
+    lengths: list[int] = []
+    value = shift = 0
+    for character in counts.encode() if isinstance(counts, str) else counts:
+        bits = character - 48
+        value, shift = value | (bits & 31) << shift, shift + 5
+        if not bits & 32:
+            signed = value - (1 << shift) if bits & 16 else value
+            lengths.append(signed + (lengths[-2] if len(lengths) > 2 else 0))
+            value = shift = 0
+    return lengths
 
 
 def open_coco(root: Path, task: Task) -> Dataset:

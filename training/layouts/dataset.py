@@ -1,7 +1,7 @@
 """What every layout is read into: a data set's classes, and its samples by split."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segserve.spec import ClassSpec, Color, Task
+from segserve.text import is_utf8
 
 SPLITS = ("train", "val", "test")
 
@@ -119,6 +120,17 @@ class Reading:
             if not missing:
                 kept.append(sample)
         self.splits[split] = tuple(kept)
+
+
+def with_names_checked(dataset: Dataset) -> Dataset:
+    """With a complaint of each name that is not UTF-8, as the tables, digests and pages of a training are."""
+    complaints = {split: list(told) for split, told in dataset.complaints_by_split.items()}
+    for split, samples in dataset.splits.items():
+        names = {path.relative_to(dataset.root) for sample in samples for path in sample.files}
+        for name in sorted(name for name in names if not is_utf8(str(name))):
+            told = f"{str(name)!a}: expected a name in UTF-8, but it is none: rename it"
+            complaints.setdefault(split, []).append(told)
+    return replace(dataset, complaints_by_split=complaints)
 
 
 def named_classes(names: Iterable[str], colors: Sequence[Color | None] = ()) -> tuple[ClassSpec, ...]:
