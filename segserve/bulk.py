@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from pyarrow import fs
+from pydantic import BaseModel
 
-from segserve.artifact import read_spec
+from segserve.api import ModelInfo, TtaInfo
+from segserve.artifact import SPEC, read_spec
 from segserve.cluster import deal_out
 from segserve.codec import may_be_image
+from segserve.digest import sha256_of
 from segserve.offline import answers, check_stems, load_predictor
 from segserve.spec import Plan
 from segserve.whole import write_whole
@@ -50,6 +53,29 @@ def find_images(job: Job) -> tuple[list[str], list[str]]:
     answered = {_stem(name) for name in out.files() if name.endswith(".json")}
     there = [name for name in names if _stem(name) in answered]
     return [name for name in names if _stem(name) not in answered], there
+
+
+def check_answers(job: Job, names: Sequence[str]) -> None:
+    """A ValueError where the first of these, which are answered, is by another model or has other views.
+
+    Without it, another job in the same place would end at once, or half of its answers would be the other one's.
+    """
+    for name in names[:1]:
+        file = f"{_stem(name)}.json"
+        answer = _Answer.model_validate_json(_Place.at(job.out).read(file))
+        if (answer.model.digest, answer.tta.plan) != (sha256_of(job.artifact / SPEC), job.tta):
+            raise ValueError(
+                f"expected answers of {job.artifact} with tta {job.tta} in {job.out}, but {file} is by model "
+                f"{answer.model.name} {answer.model.digest[:12]} with tta {answer.tta.plan}: choose another --out, or "
+                "delete the answers to have them made anew"
+            )
+
+
+class _Answer(BaseModel):
+    """What is looked at of one."""
+
+    model: ModelInfo
+    tta: TtaInfo
 
 
 def predict_all(job: Job, names: Sequence[str], *, workers: int) -> Iterator[tuple[str, str | None]]:
@@ -103,8 +129,14 @@ class _Place:
 
     def files(self) -> list[str]:
         """Their names below the root, in order."""
-        found = self.system.get_file_info(fs.FileSelector(self.root, recursive=True, allow_not_found=True))
-        return sorted(info.path.removeprefix(self.root).lstrip("/") for info in found if info.is_file)
+        everything = fs.FileSelector(self.root, recursive=True, allow_not_found=True)
+        try:
+            paths = [info.path for info in self.system.get_file_info(everything) if info.is_file]
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"expected names in UTF-8 below {self.root}, but one has the bytes {error.object!r}: rename the file"
+            ) from None
+        return sorted(path.removeprefix(self.root).lstrip("/") for path in paths)
 
     def read(self, name: str) -> bytes:
         with self.system.open_input_stream(f"{self.root}/{name}") as stream:

@@ -1,5 +1,7 @@
 """What `segserve predict --ray` finds to do; the doing is in `tests/system/test_bulk.py`."""
 
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -63,9 +65,20 @@ def test_nothing_left_to_do_needs_no_cluster(
     for name in ("a.json", "deep/b.json", "deep/er/a.json"):
         path = tmp_path / "out" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    assert main(["predict", str(artifact.path), str(images), "--ray", "2", "--out", str(tmp_path / "out")]) == 0
+        model = {"name": "tiny", "version": "1.0", "digest": artifact.digest}
+        path.write_text(json.dumps({"model": model, "tta": {"plan": "d4", "views": 8, "aggregate": "mean"}}))
+    command = ["predict", str(artifact.path), str(images), "--ray", "2", "--out", str(tmp_path / "out")]
+    assert main([*command, "--tta", "d4"]) == 0
     assert "3 of 3 images have their answers already" in capsys.readouterr().out
+    assert main(command) == 2
+    told = f"a.json is by model tiny {artifact.digest[:12]} with tta d4: choose another --out, or delete the answers"
+    assert told in capsys.readouterr().err
+
+
+def test_a_name_that_is_no_text_is_named(images: Path, tmp_path: Path) -> None:
+    Path(os.fsdecode(os.fsencode(images) + b"/f\xfcr.png")).touch()
+    with pytest.raises(ValueError, match=r"expected names in UTF-8 below .*, but one has the bytes b'.*f\\xfcr.png'"):
+        bulk.find_images(job(tmp_path))
 
 
 def test_one_folder_is_asked_for(artifact: Artifact, capsys: pytest.CaptureFixture[str]) -> None:
