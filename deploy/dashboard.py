@@ -140,7 +140,7 @@ PANELS = (
     Panel(
         title="Shares of the classes, last hour",
         unit="percentunit",
-        queries={"{{model}} {{class}}": 'segserve:class_share:rate1h{model=~"$model"}'},
+        queries={"{{model}} {{version}} {{class}}": 'segserve:class_share:rate1h{model=~"$model"}'},
     ),
     Panel(
         title="Confidence, median",
@@ -151,8 +151,8 @@ PANELS = (
         title="Drift",
         unit="short",
         queries={
-            "{{model}} classes": 'segserve:class_psi:rate1h{model=~"$model"}',
-            "{{model}} confidence": 'segserve:confidence_psi:rate1h{model=~"$model"}',
+            "{{model}} {{version}} classes": 'segserve:class_psi:rate1h{model=~"$model"}',
+            "{{model}} {{version}} confidence": 'segserve:confidence_psi:rate1h{model=~"$model"}',
         },
         description="Population stability index of the last hour against held-out images; 0.25 is a large change.",
     ),

@@ -47,18 +47,19 @@ class AnswerCounter:
     Args:
         spec: of the model.
         name: as the server knows it.
+        version: likewise; another version has another reference.
     """
 
-    def __init__(self, spec: ModelSpec, *, name: str) -> None:
+    def __init__(self, spec: ModelSpec, *, name: str, version: str) -> None:
         by_class = metrics.CLASS_PIXELS if spec.task == "segmentation" else metrics.CLASS_IMAGES
-        self._classes = [by_class.labels(name, entry) for entry in spec.class_names]
-        self._bins = {entry: metrics.CONFIDENCE_IMAGES.labels(name, entry) for entry in BINS}
+        self._classes = [by_class.labels(name, version, entry) for entry in spec.class_names]
+        self._bins = {entry: metrics.CONFIDENCE_IMAGES.labels(name, version, entry) for entry in BINS}
         self._confidence = metrics.CONFIDENCE.labels(name)
         if spec.reference is not None:
             for entry, share in zip(spec.class_names, spec.reference.class_shares, strict=True):
-                metrics.REFERENCE_CLASS_SHARE.labels(name, entry).set(share)
+                metrics.REFERENCE_CLASS_SHARE.labels(name, version, entry).set(share)
             for entry, share in spec.reference.confidence_shares.items():
-                metrics.REFERENCE_CONFIDENCE_SHARE.labels(name, entry).set(share)
+                metrics.REFERENCE_CONFIDENCE_SHARE.labels(name, version, entry).set(share)
 
     def count(self, prediction: Prediction) -> None:
         """Take an answer in."""

@@ -36,9 +36,11 @@ BATCH_IMAGES = Histogram("segserve_batch_images", "Requests in a batch", ["model
 IMAGE_MEGAPIXELS = Histogram(
     "segserve_image_megapixels", "Size of the images decoded, in millions of pixels", ["model"], buckets=MEGAPIXELS
 )
-CLASS_PIXELS = Counter("segserve_class_pixels_total", "Pixels answered, by class", ["model", "class"])
+CLASS_PIXELS = Counter("segserve_class_pixels_total", "Pixels answered, by class", ["model", "version", "class"])
 CLASS_IMAGES = Counter(
-    "segserve_class_images_total", "Images answered with labels, by the most probable class", ["model", "class"]
+    "segserve_class_images_total",
+    "Images answered with labels, by the most probable class",
+    ["model", "version", "class"],
 )
 CONFIDENCE = Histogram(
     "segserve_confidence", "Mean probability of the chosen class, of one image", ["model"], buckets=SHARES
@@ -46,18 +48,18 @@ CONFIDENCE = Histogram(
 CONFIDENCE_IMAGES = Counter(
     "segserve_confidence_images_total",
     "Images answered, by the bin of their confidence; it is named by its upper bound",
-    ["model", "bin"],
+    ["model", "version", "bin"],
 )
 REFERENCE_CLASS_SHARE = Gauge(
     "segserve_reference_class_share",
     "Share of each class in the answers on held-out images",
-    ["model", "class"],
+    ["model", "version", "class"],
     multiprocess_mode="livemostrecent",
 )
 REFERENCE_CONFIDENCE_SHARE = Gauge(
     "segserve_reference_confidence_share",
     "Share of the held-out images in each bin of confidence",
-    ["model", "bin"],
+    ["model", "version", "bin"],
     multiprocess_mode="livemostrecent",
 )
 IN_FLIGHT = Gauge("segserve_in_flight", "Requests in the workers", ["model"], multiprocess_mode="livesum")

@@ -120,7 +120,7 @@ class Service:
         self.predictor = predictor
         self.model = api.ModelInfo(name=name, version=version, digest=artifact.digest)
         self._pool = _started_pool(pool_size)
-        self._answers = AnswerCounter(self.spec, name=name)
+        self._answers = AnswerCounter(self.spec, name=name, version=version)
         engine = predictor.engine
         metrics.DEGRADED.labels(name, "tta")
         metrics.IN_FLIGHT.labels(name).set(0)

@@ -50,31 +50,34 @@ def test_bins_are_those_of_the_histogram() -> None:
 
 
 def test_before_the_first_answer_all_is_zero(spec: ModelSpec) -> None:
-    AnswerCounter(spec, name="fresh")
+    AnswerCounter(spec, name="fresh", version="1.0")
     for entry in spec.class_names:
-        assert value("segserve_class_pixels_total", model="fresh", **{"class": entry}) == 0
+        assert value("segserve_class_pixels_total", model="fresh", version="1.0", **{"class": entry}) == 0
     for entry in BINS:
-        assert value("segserve_confidence_images_total", model="fresh", bin=entry) == 0
-    assert value("segserve_reference_class_share", model="fresh", **{"class": "sky"}) is None
+        assert value("segserve_confidence_images_total", model="fresh", version="1.0", bin=entry) == 0
+    assert value("segserve_reference_class_share", model="fresh", version="1.0", **{"class": "sky"}) is None
 
 
 def test_answers_are_counted(spec: ModelSpec) -> None:
-    counter = AnswerCounter(spec.model_copy(update={"reference": REFERENCE}), name="counted")
+    counter = AnswerCounter(spec.model_copy(update={"reference": REFERENCE}), name="counted", version="1.0")
     counter.count(mask())
     counter.count(mask(confidence=255))
-    pixels = [value("segserve_class_pixels_total", model="counted", **{"class": name}) for name in spec.class_names]
+    pixels = [
+        value("segserve_class_pixels_total", model="counted", version="1.0", **{"class": name})
+        for name in spec.class_names
+    ]
     assert pixels == [4, 2, 0, 6]
-    assert value("segserve_confidence_images_total", model="counted", bin="0.5") == 1
-    assert value("segserve_confidence_images_total", model="counted", bin="1") == 1
+    assert value("segserve_confidence_images_total", model="counted", version="1.0", bin="0.5") == 1
+    assert value("segserve_confidence_images_total", model="counted", version="1.0", bin="1") == 1
     assert value("segserve_confidence_sum", model="counted") == pytest.approx(1.4)
-    assert value("segserve_reference_class_share", model="counted", **{"class": "car"}) == 0.4
-    assert value("segserve_reference_confidence_share", model="counted", bin="1") == 0.75
+    assert value("segserve_reference_class_share", model="counted", version="1.0", **{"class": "car"}) == 0.4
+    assert value("segserve_reference_confidence_share", model="counted", version="1.0", bin="1") == 0.75
 
 
 def test_labels_are_counted_by_image(labels_spec: ModelSpec) -> None:
-    AnswerCounter(labels_spec, name="labelled").count(label())
-    assert value("segserve_class_images_total", model="labelled", **{"class": "tree"}) == 1
-    assert value("segserve_class_pixels_total", model="labelled", **{"class": "tree"}) is None
+    AnswerCounter(labels_spec, name="labelled", version="1.0").count(label())
+    assert value("segserve_class_images_total", model="labelled", version="1.0", **{"class": "tree"}) == 1
+    assert value("segserve_class_pixels_total", model="labelled", version="1.0", **{"class": "tree"}) is None
 
 
 def test_a_reference_of_other_classes_is_refused(spec: ModelSpec) -> None:

@@ -530,7 +530,8 @@ def test_images_and_answers_are_measured(artifact: Artifact) -> None:
     service = named_service(artifact)
     name = service.model.name
     mask_HW = np.asarray(opened(service.handle([request(IMAGES[3]), request(RED, tta="x")])[0]))
-    pixels = [sample("segserve_class_pixels_total", model=name, **{"class": entry.name}) for entry in CLASSES]
+    named = {"model": name, "version": service.model.version}
+    pixels = [sample("segserve_class_pixels_total", **named, **{"class": entry.name}) for entry in CLASSES]
     assert pixels == np.bincount(mask_HW.ravel(), minlength=4).tolist()
     assert sample("segserve_image_megapixels_count", model=name) == 1
     assert sample("segserve_image_megapixels_sum", model=name) == pytest.approx(0.0065)
