@@ -35,20 +35,20 @@ def with_round(dataset: Dataset, folder: Path) -> Dataset:
         )
     images = [sample.image for sample in accepted.split("train")]
     _check_told(images, entries)
-    _check_held_out(images, dataset)
+    known = copies(images, [*(sample.image for sample in dataset.split("train")), *held_out_images(dataset)])
+    _check_held_out(known, dataset)
     samples = [
         dataclasses.replace(sample, is_pseudo=entries[sample.image.stem].source == "model")
         for sample in accepted.split("train")
     ]
     labelled = [sample for sample in samples if not sample.is_pseudo]
-    pseudo = [sample for sample in samples if sample.is_pseudo]
-    double = copies([sample.image for sample in pseudo], [sample.image for sample in dataset.split("train")])
-    pseudo = [sample for sample in pseudo if sample.image not in double]
+    pseudo = [sample for sample in samples if sample.is_pseudo and sample.image not in known]
+    double = {sample.image: known[sample.image] for sample in samples if sample.is_pseudo and sample.image in known}
     splits = {**dataset.splits, "train": (*dataset.split("train"), *labelled, *pseudo)}
-    return dataclasses.replace(dataset, splits=splits, round=folder, notes=(*dataset.notes, *_told(folder, double)))
+    return dataclasses.replace(dataset, splits=splits, round=folder, notes=(*dataset.notes, *_left_out(folder, double)))
 
 
-def _told(folder: Path, double: Mapping[Path, Path]) -> Iterator[str]:
+def _left_out(folder: Path, double: Mapping[Path, Path]) -> Iterator[str]:
     """How many images are left out."""
     for image, original in list(double.items())[:1]:
         yield (
@@ -66,8 +66,10 @@ def _check_told(images: Sequence[Path], entries: Mapping[str, Entry]) -> None:
         )
 
 
-def _check_held_out(images: Sequence[Path], dataset: Dataset) -> None:
-    found = copies(images, held_out_images(dataset))
+def _check_held_out(known: Mapping[Path, Path], dataset: Dataset) -> None:
+    """Of the copies, none is of a held-out image."""
+    held_out = set(held_out_images(dataset))
+    found = {image: original for image, original in known.items() if original in held_out}
     if found:
         listed = ", ".join(f"{image} (of {original})" for image, original in list(found.items())[:MOST_COPIES])
         raise ValueError(
