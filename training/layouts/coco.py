@@ -9,7 +9,7 @@ Dimensions: H, W.
 
 import contextlib
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,19 +85,19 @@ def _rasterised(segmentation: Any, height: int, width: int) -> NDArray[np.bool_]
             return np.zeros((height, width), dtype=bool)
         runs = coco.merge(coco.frPyObjects(polygons, height, width))
     elif isinstance(segmentation["counts"], list):
+        _check_length(segmentation["counts"], segmentation["size"])
         runs = coco.frPyObjects(segmentation, *segmentation["size"])
     else:
+        _check_length(_lengths(segmentation["counts"]), segmentation["size"])
         runs = segmentation
-    _check_length(runs)
     return np.asarray(coco.decode(runs), dtype=bool)
 
 
-def _check_length(runs: Mapping[str, Any]) -> None:
+def _check_length(lengths: Sequence[int], size: tuple[int, int]) -> None:
     """Of runs that end early the decoder leaves the rest of the mask as the memory was."""
-    height, width = runs["size"]
-    length = sum(_lengths(runs["counts"]))
-    if length != height * width:
-        raise ValueError(f"expected runs over {height * width} pixels, but got some over {length}")
+    height, width = size
+    if sum(lengths) != height * width:
+        raise ValueError(f"expected runs over {height * width} pixels, but got some over {sum(lengths)}")
 
 
 def _lengths(counts: str | bytes) -> list[int]:
