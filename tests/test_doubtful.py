@@ -270,6 +270,8 @@ def test_the_folder_must_be_named(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_the_folder_must_not_lie_in_the_store(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="outside the model store"):
         ServeSettings(store=tmp_path, doubtful=DoubtfulSettings(folder=tmp_path / "kept"))
+    with pytest.raises(ValidationError, match="and not around it, where no worker can write"):
+        ServeSettings(store=tmp_path / "store", doubtful=DoubtfulSettings(folder=tmp_path))
 
 
 def test_a_folder_that_cannot_be_made_is_said_before_anything_starts(

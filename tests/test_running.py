@@ -47,6 +47,14 @@ def test_the_service_of_a_store_is_found(temporary: Path, monkeypatch: pytest.Mo
     assert found.settings.gateway == GatewaySettings(requests_per_second=7)
 
 
+def test_a_service_of_another_version_is_none_to_talk_to(temporary: Path) -> None:
+    """It may know settings that this one does not; it serves on, and is in nobody's way."""
+    other = announced(temporary, "other", store=temporary / "other")
+    other.announcement.write_text('{"settings": {"a_key_of_tomorrow": 1}}')
+    with serving(temporary, "a", store=temporary / "a") as folder:
+        assert find(temporary / "a")[1] == folder
+
+
 def test_none_or_two_are_said_in_one_sentence(temporary: Path) -> None:
     store = temporary / "a"
     with pytest.raises(ValueError, match=r"one running `segserve serve` .*--store .*/a .*, but found 0: start it"):
