@@ -145,13 +145,15 @@ def pseudolabel(
     """
     files = image_files(images)
     check_apart(images, out)
-    check_held_out(held_out, split, labeller.artifact.spec.classes)
-    _check_not_trained_on(labeller.artifact.spec, held_out, split)
+    spec = labeller.artifact.spec
+    check_held_out(held_out, split, spec.classes)
+    trained_on = _trained_on(spec)
+    _check_not_trained_on(trained_on, spec, held_out, split)
     found = Round(out)
     found.claim()
     with found.held():
         _begin(labeller, images, found, held_out=held_out, split=split, previous=previous)
-        found.append(_copies(found, files, _held_out_images(labeller, held_out, split)))
+        found.append(_copies(found, files, _held_out_images(trained_on, held_out, split)))
         if previous is not None:
             found.append(_taken_over(found, Round(previous), files))
         _go_on(labeller, found, files, label)
@@ -185,9 +187,8 @@ def held_out_of(spec: ModelSpec, root: Path | None, *, layout: Layout = "folder"
     return dataset
 
 
-def _check_not_trained_on(spec: ModelSpec, held_out: Dataset, split: str) -> None:
-    dataset = _trained_on(spec)
-    if dataset is not None and split in TRAINED_ON and dataset.root.samefile(held_out.root):
+def _check_not_trained_on(trained_on: Dataset | None, spec: ModelSpec, held_out: Dataset, split: str) -> None:
+    if trained_on is not None and split in TRAINED_ON and trained_on.root.samefile(held_out.root):
         raise ValueError(
             f"expected held-out images that {spec.name} was not trained on, but it was on split {split} of "
             f"{held_out.root}: give another --split, or another set by --held-out"
@@ -293,9 +294,8 @@ def _own_names(paths: Sequence[Path]) -> list[str]:
     return [path.name if count[path.stem] == 1 else f"{index:05d}-{path.name}" for index, path in enumerate(paths)]
 
 
-def _held_out_images(labeller: Labeller, held_out: Dataset, split: str) -> list[Path]:
+def _held_out_images(trained_on: Dataset | None, held_out: Dataset, split: str) -> list[Path]:
     """Those of the thresholds, and those that the next training of this model will be scored on."""
-    trained_on = _trained_on(labeller.artifact.spec)
     images = held_out_images(held_out, splits=(*HELD_OUT, split))
     return images if trained_on is None else list(dict.fromkeys([*images, *held_out_images(trained_on)]))
 
