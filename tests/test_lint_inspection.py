@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cli import main
+from segserve.png import encode_index_png
 from training.layouts import open_dataset
 from training.lint.findings import Finding, Report
 from training.lint.inspection import MOST_COMPLAINTS, check_dataset, checked_dataset, inspect
@@ -284,6 +285,16 @@ def test_the_command_of_a_coding_brings_the_indices_back(
         mask_HW = _load(path)
         scale = len(mask_HW) // 12
         assert np.array_equal(mask_HW[scale // 2 :: scale, scale // 2 :: scale], expected[path.stem + path.parent.name])
+
+
+def test_classes_that_share_a_colour_are_told_apart_by_their_indices(three: Path) -> None:
+    """As where more classes have no colour than the palette has: what we write ourselves has those palettes."""
+    table = json.loads((three / "classes.json").read_text())
+    table["classes"][2]["color"] = table["classes"][0]["color"]
+    (three / "classes.json").write_text(json.dumps(table))
+    for path in _masks(three):
+        path.write_bytes(encode_index_png(_load(path), open_dataset(three, "segmentation").classes))
+    assert inspect(three, "segmentation").findings == ()
 
 
 def test_colours_that_are_no_class_are_named_instead_of_guessed(three: Path) -> None:

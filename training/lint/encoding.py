@@ -119,12 +119,12 @@ def _coding(mask: MaskFacts, known: set[int], classes: tuple[ClassSpec, ...]) ->
         return "gray" if is_gray(mask.values_V) else "color"
     if mask.mode in GRAY_MODES:
         return "gray"
-    index_of = {int(color): index for index, color in enumerate(_class_colors(classes))}
+    colors = _class_colors(classes).tolist()
     if set(mask.values_V.tolist()) <= known:
+        index_of = {color: index for index, color in enumerate(colors) if colors.count(color) == 1}
         is_other = mask.colors_V is not None and palette_contradicts(mask.values_V, mask.colors_V, index_of)
         return "color" if is_other else "index"
-    colors = index_of.keys()
-    return "color" if mask.colors_V is not None and set(mask.colors_V.tolist()) <= colors else "value"
+    return "color" if mask.colors_V is not None and set(mask.colors_V.tolist()) <= set(colors) else "value"
 
 
 def palette_contradicts(values_V: NDArray[np.int64], colors_V: NDArray[np.int64], index_of: Mapping[int, int]) -> bool:
@@ -135,12 +135,11 @@ def palette_contradicts(values_V: NDArray[np.int64], colors_V: NDArray[np.int64]
     Args:
         values_V: those that the mask has.
         colors_V: packed, of these.
-        index_of: class indices by packed colour.
+        index_of: class indices by packed colour, each of one class only.
     """
-    indices = set(index_of.values())
     pairs = zip(values_V.tolist(), colors_V.tolist(), strict=True)
-    known = [(value, index_of.get(color)) for value, color in pairs if value in indices]
-    return None not in {said for _, said in known} and any(value != said for value, said in known)
+    said = [(value, index_of.get(color)) for value, color in pairs if value in index_of.values()]
+    return all(index is not None for _, index in said) and any(value != index for value, index in said)
 
 
 def _has_classes(mask: MaskFacts, count: int) -> bool:
