@@ -79,9 +79,9 @@ def _header(order: RoundOrder, count: int) -> str:
         '<option value="accept">accept</option></select></label>'
         '<label>Mask <input type="range" id="opacity" min="0" max="100" value="50"></label>'
         f'<ul class="legend">{legend}</ul>'
-        '<label style="margin-left:auto">Reviewer <input type="text" id="reviewer" size="12"></label>'
+        '<div class="end"><label>Reviewer <input type="text" id="reviewer" size="10"></label>'
         '<button id="undo">Undo <kbd>U</kbd></button>'
-        '<button id="save" class="main">Save decisions <kbd>S</kbd></button></div></header>'
+        '<button id="save" class="main">Save decisions <kbd>S</kbd></button></div></div></header>'
     )
 
 

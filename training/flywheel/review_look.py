@@ -10,6 +10,7 @@ header { padding: 10px 20px; box-shadow: 0 1px 6px #0000000d }
 h1 { font-size: 20px; margin: 0 }
 .bar { display: flex; flex-wrap: wrap; gap: 8px 18px; align-items: center }
 .bar + .bar { margin-top: 8px }
+.end { display: flex; flex-wrap: wrap; gap: 8px 12px; align-items: center; margin-left: auto }
 .note { color: var(--muted); font-size: 14px; margin: 0 }
 .counts { display: flex; gap: 6px; margin: 0 0 0 auto; padding: 0; list-style: none; font-size: 14px }
 .counts li { border-radius: 14px; padding: 2px 12px; background: var(--pale); border: 1px solid var(--faint) }
@@ -25,7 +26,7 @@ button.main:hover:enabled { background: #174a7c }
 kbd { font: 12px ui-monospace, Menlo, Consolas, monospace; border: 1px solid #b9bfcb; border-bottom-width: 2px }
 kbd { border-radius: 4px; padding: 0 5px; background: #fff; color: var(--muted) }
 label { font-size: 14px; color: var(--muted); display: inline-flex; gap: 8px; align-items: center }
-input[type=range] { width: 130px; accent-color: var(--blue) }
+input[type=range] { width: 100px; accent-color: var(--blue) }
 .legend { display: flex; flex-wrap: wrap; gap: 2px 14px; list-style: none; margin: 0; padding: 0; font-size: 14px }
 .legend span { display: inline-block; width: 13px; height: 13px; border: 1px solid #8b93a1; border-radius: 3px }
 .legend span { margin-right: 6px; vertical-align: -2px }
