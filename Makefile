@@ -11,7 +11,7 @@ demo: $(VENV)/ready
 # Tests that need no service run side by side, one a core; those that time one do not.
 test: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not system" -n auto --dist worksteal
-	$(BIN)/python -m pytest -m system
+	$(BIN)/python -m pytest -m system tests/system tests/judges
 
 check: $(VENV)/ready
 	$(BIN)/ruff format --check .

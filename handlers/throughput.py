@@ -25,6 +25,15 @@ class Count:
     in_flight: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Step:
+    """From one look to the next; busy: there was something to answer all the time."""
+
+    seconds: float
+    answered: float
+    is_busy: bool
+
+
 class Throughput:
     """Looks at the workers' counters twice a second.
 
@@ -63,22 +72,35 @@ class Throughput:
         Between two batches none is in flight. Where not even one was answered, the most that the rate can be is as if
         one were answered right now.
         """
-        with self._lock:
-            samples = [(at, counts[name]) for at, counts in self._samples if name in counts]
-        busy = [
-            (ended - began, after.answered - before.answered)
-            for (began, before), (ended, after) in pairwise(samples)
-            if before.in_flight and (after.in_flight or after.answered > before.answered)
-        ]
+        busy = [step for step in self._steps(name) if step.is_busy]
         if not busy:
             return None
-        return max(1.0, sum(answered for _, answered in busy)) / sum(seconds for seconds, _ in busy)
+        return max(1.0, sum(step.answered for step in busy)) / sum(step.seconds for step in busy)
 
     def drain_seconds(self, name: str) -> int:
-        """Whole seconds until a full queue is worked off, from 1 to `LONGEST_SECONDS`."""
+        """Whole seconds until a full queue is worked off, from 1 to `LONGEST_SECONDS`.
+
+        Where every look fell between two batches, as it will where half a second is a multiple of a batch's time, the
+        model is as fast as it was seen to be, at least.
+        """
         self.sample()
         rate = self.rate(name)
-        return UNKNOWN_SECONDS if rate is None else min(LONGEST_SECONDS, ceil(self.places[name] / rate))
+        if rate is not None:
+            return min(LONGEST_SECONDS, ceil(self.places[name] / rate))
+        seen = max((step.answered / step.seconds for step in self._steps(name)), default=0.0)
+        return min(UNKNOWN_SECONDS, ceil(self.places[name] / seen)) if seen else UNKNOWN_SECONDS
+
+    def _steps(self, name: str) -> list[_Step]:
+        with self._lock:
+            samples = [(at, counts[name]) for at, counts in self._samples if name in counts]
+        return [
+            _Step(
+                seconds=ended - began,
+                answered=after.answered - before.answered,
+                is_busy=bool(before.in_flight and (after.in_flight or after.answered > before.answered)),
+            )
+            for (began, before), (ended, after) in pairwise(samples)
+        ]
 
 
 def worker_counts(families: Iterable[Metric]) -> dict[str, Count]:

@@ -55,6 +55,15 @@ def test_nothing_measured() -> None:
     assert watched.throughput.rate("other") is None
 
 
+@pytest.mark.parametrize(("answered", "drain_seconds"), [(8, 2), (1, UNKNOWN_SECONDS), (0, UNKNOWN_SECONDS)])
+def test_looks_that_fall_between_two_batches(answered: int, drain_seconds: int) -> None:
+    watched = Watched()
+    for look in range(4):
+        watched.after(1, answered=answered * look, in_flight=0)
+    assert watched.throughput.rate("toy") is None
+    assert watched.throughput.drain_seconds("toy") == drain_seconds
+
+
 @pytest.mark.parametrize(("seconds", "drain_seconds"), [(1, 16), (3, 48), (9, LONGEST_SECONDS)])
 def test_where_nothing_comes_out_the_time_grows(seconds: int, drain_seconds: int) -> None:
     watched = Watched()

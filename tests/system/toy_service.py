@@ -203,7 +203,10 @@ def serving(
     within: Sequence[str] = (),
     **options: Any,
 ) -> Iterator[Service]:
-    """Start a service on free ports; end it whatever happens. `within`: a command that runs its arguments."""
+    """Start a service on free ports; end it whatever happens, without its drain.
+
+    `within`: a command that runs its arguments.
+    """
     ports = dict(zip(("inference_port", "management_port", "ops_port"), free_ports(3), strict=True))
     settings = ServeSettings(store=store, **{**ports, **options})
     process = subprocess.Popen(
@@ -219,6 +222,8 @@ def serving(
     try:
         yield service
     finally:
+        process.terminate()
+        time.sleep(0.2)
         process.terminate()
         try:
             process.wait(timeout=60)
