@@ -27,7 +27,7 @@ class Count:
 
 @dataclass(frozen=True, kw_only=True)
 class _Step:
-    """From one look to the next; busy: there was something to answer all the time."""
+    """From one look to the next; busy: there was something to answer at both."""
 
     seconds: float
     answered: float
@@ -69,8 +69,7 @@ class Throughput:
     def rate(self, name: str) -> float | None:
         """Requests answered in a second, over the time in which it had some to answer; None: it had none.
 
-        Between two batches none is in flight. Where not even one was answered, the most that the rate can be is as if
-        one were answered right now.
+        Where not even one was answered, the most that the rate can be is as if one were answered right now.
         """
         busy = [step for step in self._steps(name) if step.is_busy]
         if not busy:
@@ -80,8 +79,8 @@ class Throughput:
     def drain_seconds(self, name: str) -> int:
         """Whole seconds until a full queue is worked off, from 1 to `LONGEST_SECONDS`.
 
-        Where every look fell between two batches, as it will where half a second is a multiple of a batch's time, the
-        model is as fast as it was seen to be, at least.
+        Between two batches none is in flight. Where every look fell there, as it will where half a second is a multiple
+        of a batch's time, the model is as fast as it was seen to be, at least.
         """
         self.sample()
         rate = self.rate(name)
@@ -97,7 +96,7 @@ class Throughput:
             _Step(
                 seconds=ended - began,
                 answered=after.answered - before.answered,
-                is_busy=bool(before.in_flight and (after.in_flight or after.answered > before.answered)),
+                is_busy=before.in_flight > 0 and after.in_flight > 0,
             )
             for (began, before), (ended, after) in pairwise(samples)
         ]

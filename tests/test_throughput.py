@@ -42,6 +42,15 @@ def test_idle_time_does_not_count() -> None:
     assert watched.throughput.rate("toy") == 8
 
 
+def test_one_request_and_then_nothing_is_not_a_rate() -> None:
+    watched = Watched()
+    watched.after(1, answered=0, in_flight=1)
+    watched.after(1, answered=1, in_flight=0)
+    for second in range(3):
+        watched.after(1, answered=17 + 16 * second, in_flight=0)
+    assert watched.throughput.drain_seconds("toy") == 1
+
+
 def test_only_the_last_seconds_count() -> None:
     watched = Watched()
     for second in range(30):
