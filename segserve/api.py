@@ -84,7 +84,7 @@ class Options(Settings):
     @field_validator("classes", mode="before")
     @classmethod
     def _word_all(cls, value: object) -> object:
-        return () if value == "all" else value
+        return () if isinstance(value, str) and value.strip() == "all" else value
 
     @field_validator("format", "render", "classes")
     @classmethod

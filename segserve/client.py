@@ -47,6 +47,7 @@ from segserve.clock import Stage
 from segserve.forms.part import Part
 from segserve.settings import explain
 from segserve.spec import Aggregate, Measure, Plan, Split, StoredPrecision
+from segserve.text import is_utf8
 
 ImageSource = bytes | Path | NDArray[np.uint8]
 """An image file's bytes, its path, or pixels: (H, W, 3) RGB or (H, W) gray, uint8."""
@@ -153,7 +154,7 @@ class Client:
     def __init__(
         self, url: str, *, model: str, timeout: float = 60.0, retries: int = 4, token: str | None = None
     ) -> None:
-        if httpx.URL(url).scheme not in ("http", "https"):
+        if not _is_address(url):
             raise ValueError(f"expected a URL such as http://127.0.0.1:8080, but got {url!r}")
         if timeout <= 0 or retries < 0:
             raise ValueError(f"expected timeout > 0 and retries >= 0, but got {timeout} and {retries}")
@@ -181,14 +182,14 @@ class Client:
         Args:
             image: see `ImageSource`.
             request_id: sent as `X-Request-ID`; None: a new one.
-            **asked: options. `name` is the path's, where there is one.
+            **asked: options. `name` is the path's, where there is one that is text.
 
         Raises:
             ValueError: an image or option that the service would refuse.
             ProblemError: the service refused, or failed.
             ConnectionFailed: no answer came.
         """
-        name = {"name": image.name} if isinstance(image, Path) else {}
+        name = {"name": image.name} if isinstance(image, Path) and is_utf8(image.name) else {}
         body = _body(_encoded(image), _options({**name, **asked}))
         request_id = request_id or uuid.uuid4().hex
         return _reply(self._insist({**body, "headers": {"X-Request-ID": request_id}}), request_id)
@@ -236,7 +237,8 @@ class Client:
 
     def parts(self, image: ImageSource, **asked: Unpack[AskedInFull]) -> dict[str, Part]:
         """Several forms from one forward pass, by name: `format=["png", "json"]`, `render=["index", "overlay"]`."""
-        reply = _expect("multipart/mixed", self.ask(image, **asked))
+        question = "were several forms asked for, of a model for segmentation?"
+        reply = _expect("multipart/mixed", self.ask(image, **asked), question=question)
         return read_mixed(reply.content_type, reply.body)
 
     def _insist(self, request: Mapping[str, Any]) -> httpx.Response:
@@ -300,11 +302,11 @@ REGION_READERS: Mapping[str, Callable[[bytes], tuple[Region, ...]]] = {
 Answer = TypeVar("Answer")
 
 
-def _expect(media_type: str, reply: Reply) -> Reply:
+def _expect(media_type: str, reply: Reply, *, question: str = "is the model one for segmentation?") -> Reply:
     if reply.content_type.partition(";")[0] != media_type:
         raise UnexpectedAnswer(
             f"expected {media_type} from {reply.model or 'the service'}, but got {reply.content_type or 'no type'}: "
-            "is the model one for segmentation?"
+            f"{question}"
         )
     return reply
 
@@ -317,6 +319,14 @@ def _parsed(reply: Reply, read: Callable[[bytes], Answer]) -> Answer:
             f"expected another answer from {reply.model or 'the service'} ({explain(error)}): "
             "is the model one for segmentation, or for classification?"
         ) from None
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = httpx.URL(url)
+    except httpx.InvalidURL:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.host)
 
 
 def _authorization(token: str | None) -> dict[str, str]:

@@ -60,7 +60,8 @@ TIFF_COMPRESSIONS = {
 """Pillow's names. Rare ones (old JPEG, LZMA, ThunderScan, SGI, WebP) are refused: nobody tests their decoders."""
 
 NOT_TAKEN = re.compile(
-    "cannot handle|unknown pixel mode|invalid value for samples per pixel|unsupported bmp|.* support not installed",
+    "cannot handle|unknown pixel mode|unknown raw mode|string index out of range|invalid value for samples per pixel"
+    "|unsupported bmp|.* support not installed",
     re.IGNORECASE,
 )
 """How Pillow's readers begin to say that a file is whole, but of a kind they do not read."""
@@ -198,8 +199,7 @@ def _decoded(data: bytes, needed: Callable[[Size], Size]) -> Decoded:
         except (Problem, MemoryError):
             raise
         except Exception as error:  # Pillow's readers raise nearly anything on broken files
-            reason = f"expected a whole {image.format} image, but decoding failed: {error}"
-            raise Problem("undecodable", reason) from None
+            raise _unreadable(image.format, error, what="decoding failed") from None
 
 
 def _open(data: bytes) -> ImageFile.ImageFile:
@@ -215,7 +215,7 @@ def _open(data: bytes) -> ImageFile.ImageFile:
     except (Problem, MemoryError):
         raise
     except Exception as error:  # as above
-        raise _unreadable(reader, error) from None
+        raise _unreadable(reader.format, error, what="its header cannot be read") from None
     return image
 
 
@@ -235,10 +235,12 @@ def _reader(data: bytes) -> type[ImageFile.ImageFile]:
     raise Problem("unsupported-type", f"expected one of {known}, but the bytes start with {data[:8]!r}")
 
 
-def _unreadable(reader: type[ImageFile.ImageFile], error: Exception) -> Problem:
+def _unreadable(name: str | None, error: Exception, *, what: str) -> Problem:
     if NOT_TAKEN.match(str(error)):
-        return Problem("unsupported-type", f"expected a common kind of {reader.format}, but got another: {error}")
-    return Problem("undecodable", f"expected a whole {reader.format} image, but its header cannot be read: {error}")
+        return Problem(
+            "unsupported-type", f"expected a common kind of {name}, but got another ({error}): save it as PNG"
+        )
+    return Problem("undecodable", f"expected a whole {name} image, but {what}: {error}")
 
 
 def _check_pixels(width: int, height: int) -> None:
@@ -258,6 +260,8 @@ def _check_tiff_directory(data: bytes) -> None:
         raise Problem(
             "too-large", f"expected at most {MAX_TIFF_PIECES} strips or tiles, but got {pieces}: save it in larger ones"
         )
+    if data.startswith(b"MM\0+"):  # Pillow takes it for a classic one
+        raise Problem("unsupported-type", "expected a classic TIFF, but got a big-endian BigTIFF: save it anew")
 
 
 def _tiff_counts(data: bytes) -> Iterator[tuple[int, int]]:
@@ -274,6 +278,8 @@ def _tiff_counts(data: bytes) -> Iterator[tuple[int, int]]:
 def _check_tiff_work(image: TiffImageFile) -> None:
     """Bound what libtiff, which cannot be stopped, has to do: the pixels it decodes and the bytes it reads for them."""
     tags, compression = image.tag_v2, image.info["compression"]
+    if _has_planes(image) and image.mode in ("LA", "La", "PA"):  # Pillow makes something else of them
+        raise Problem("unsupported-type", "expected gray and alpha pixel by pixel, but got planes: save it as PNG")
     if compression not in TIFF_COMPRESSIONS:
         raise Problem("unsupported-type", f"expected a common TIFF compression, but got {compression}: save it as LZW")
     _check_pixels(
@@ -314,6 +320,8 @@ def _load(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
         if image.tile[0].args == "RGB;16B":
             return _without_16_bit_key(image, data)
         _scale_key(image)
+    if isinstance(image, TiffImageFile) and _has_planes(image) and _bits_per_sample(image) == 16:
+        _read_planes_of_16_bits(image)
     if isinstance(image, AvifImageFile) and (image.width * image.height + 5_000) * len(data) > MAX_AVIF_WORK:
         return _to_rgb(_decoded_apart(image, data))
     image.load()
@@ -336,6 +344,20 @@ def _decoded_apart(image: AvifImageFile, data: bytes) -> Image.Image:
         last_line = error.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         raise MemoryError if "MemoryError" in last_line else OSError(last_line) from None
     return Image.frombytes(image.mode, image.size, done.stdout)
+
+
+def _has_planes(image: TiffImageFile) -> bool:
+    """Whether all of one channel comes before all of the next."""
+    return image.tag_v2.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2
+
+
+def _read_planes_of_16_bits(image: TiffImageFile) -> None:
+    """Name the kind of each plane's samples in full, where planes are not compressed: of `R;16B` Pillow keeps the R."""
+    order = "L" if image.tag_v2.prefix == b"II" else "B"
+    for index, tile in enumerate(image.tile):
+        if tile.codec_name == "raw" and isinstance(tile.args, tuple):
+            channel, *others = tile.args
+            image.tile[index] = tile._replace(args=(f"{channel};16{order}", *others))
 
 
 def _scale_key(image: PngImageFile) -> None:

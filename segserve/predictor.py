@@ -7,6 +7,7 @@ Dimensions: B batch, V views, C channels, K classes, H, W.
 """
 
 import logging
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -88,14 +89,15 @@ class ImagePredictor(Generic[P]):
         """For each query its prediction, or what prevented it, which prevents no other query's.
 
         A batch that fails, for want of memory for example, is tried again in halves. A query whose deadline has passed
-        gets a TimeoutError, one that is too large for tiling a `tiling.TooLarge`.
+        gets a TimeoutError, one that is too large for tiling a `tiling.TooLarge`, one whose scores are no numbers a
+        RuntimeError.
 
         Raises:
             DeviceLost: nothing can be predicted any more.
         """
         clock = clock or StageClock()
         try:
-            return self._predict_together(queries, clock)
+            return [_checked(outcome) for outcome in self._predict_together(queries, clock)]
         except Exception as error:
             if is_lost(self.engine.device):
                 raise DeviceLost(f"{self.engine.device} computes nothing any more: {error}") from error
@@ -113,6 +115,21 @@ class ImagePredictor(Generic[P]):
         """The network's input for an image, or a window, of `size`."""
         image_CHW = to_tensor(image_HWC).to(self.engine.device)
         return normalise(resize_image(image_CHW, working_size(size, self.spec.preprocess)), self.spec.preprocess)
+
+    def _affordable(self, queries: Sequence[Query], *, per_pixel: int, stride: int) -> Iterator[Sequence[Query]]:
+        """Groups of neighbours whose views hold at most `MAX_SCORES` numbers, or one query."""
+        group: list[Query] = []
+        held = 0
+        for query in queries:
+            height, width = aligned(working_size(query.size, self.spec.preprocess), stride)
+            needed = len(PLANS[query.tta]) * per_pixel * height * width
+            if group and held + needed > MAX_SCORES:
+                yield group
+                group, held = [], 0
+            group.append(query)
+            held += needed
+        if group:
+            yield group
 
     def _scores(
         self, images: Sequence[Tensor], queries: Sequence[Query], *, stride: int, clock: StageClock
@@ -194,7 +211,7 @@ class SegmentationPredictor(ImagePredictor[SegmentationPrediction]):
     def _predict_whole(self, queries: Sequence[Query], clock: StageClock) -> list[SegmentationPrediction | Exception]:
         """Images that the network sees in one piece each, as many of them together as memory allows."""
         answers: list[SegmentationPrediction | Exception] = []
-        for group in self._affordable(queries):
+        for group in self._affordable(queries, per_pixel=self.spec.num_classes, stride=STRIDE):
             with clock("preprocess"):
                 images = [self._working_image(query.image_HWC, query.size) for query in group]
             scores = self._scores(images, group, stride=STRIDE, clock=clock)
@@ -203,21 +220,6 @@ class SegmentationPredictor(ImagePredictor[SegmentationPrediction]):
                 for query, scores_VKHW in zip(group, scores, strict=True)
             ]
         return answers
-
-    def _affordable(self, queries: Sequence[Query]) -> Iterator[Sequence[Query]]:
-        """Groups of neighbours whose views' scores are at most `MAX_SCORES` numbers, or one query."""
-        group: list[Query] = []
-        held = 0
-        for query in queries:
-            height, width = working_size(query.size, self.spec.preprocess)
-            needed = len(PLANS[query.tta]) * self.spec.num_classes * height * width
-            if group and held + needed > MAX_SCORES:
-                yield group
-                group, held = [], 0
-            group.append(query)
-            held += needed
-        if group:
-            yield group
 
     def _finish(self, query: Query, scores_VKHW: Tensor, clock: StageClock) -> SegmentationPrediction:
         with clock("tta"):
@@ -251,7 +253,8 @@ class SegmentationPredictor(ImagePredictor[SegmentationPrediction]):
 
     def _maps_of_row(self, query: Query, row: Span, columns: Sequence[Span], clock: StageClock) -> Iterator[Tensor]:
         """The maps of the windows of one row; fewer, if the deadline passes."""
-        window_pixels = (row.stop - row.start) * max(column.stop - column.start for column in columns)
+        window = row.stop - row.start, max(column.stop - column.start for column in columns)
+        window_pixels = math.prod(aligned(window, STRIDE))
         at_once = max(1, MAX_FORWARD_PIXELS // (window_pixels * len(PLANS[query.tta])))
         for first in range(0, len(columns), at_once):
             group = columns[first : first + at_once]
@@ -273,15 +276,18 @@ class ClassificationPredictor(ImagePredictor[ClassificationPrediction]):
     def _predict_together(
         self, queries: Sequence[Query], clock: StageClock
     ) -> list[ClassificationPrediction | Exception]:
-        with clock("preprocess"):
-            images = [self._working_image(query.image_HWC, query.size) for query in queries]
-        # Global average pooling would see padding, so that only images of one size share a batch.
-        scores = self._scores(images, queries, stride=1, clock=clock)
-        with clock("tta"):
-            return [
-                scores_VK if isinstance(scores_VK, Exception) else _labels(query, scores_VK)
-                for query, scores_VK in zip(queries, scores, strict=True)
-            ]
+        answers: list[ClassificationPrediction | Exception] = []
+        for group in self._affordable(queries, per_pixel=3, stride=1):
+            with clock("preprocess"):
+                images = [self._working_image(query.image_HWC, query.size) for query in group]
+            # Global average pooling would see padding, so that only images of one size share a batch.
+            scores = self._scores(images, group, stride=1, clock=clock)
+            with clock("tta"):
+                answers += [
+                    scores_VK if isinstance(scores_VK, Exception) else _labels(query, scores_VK)
+                    for query, scores_VK in zip(group, scores, strict=True)
+                ]
+        return answers
 
 
 Predictor = SegmentationPredictor | ClassificationPredictor
@@ -292,6 +298,12 @@ def build_predictor(spec: ModelSpec, engine: Engine) -> Predictor:
     if spec.task == "segmentation":
         return SegmentationPredictor(spec, engine)
     return ClassificationPredictor(spec, engine)
+
+
+def _checked(outcome: P | Exception) -> P | Exception:
+    if isinstance(outcome, Exception) or math.isfinite(outcome.mean_entropy):
+        return outcome
+    return RuntimeError("expected numbers from the network, but got NaN or infinity for this image: train it anew")
 
 
 def _size(image_CHW: Tensor) -> Size:

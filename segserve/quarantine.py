@@ -121,7 +121,10 @@ class Quarantine:
 
     def _known(self) -> frozenset[bytes]:
         """The digests that are refused; read again when a worker has found a crash, which changes the folder."""
-        changed_at = os.stat(self.folder).st_mtime_ns
+        try:
+            changed_at = os.stat(self.folder).st_mtime_ns
+        except FileNotFoundError:  # whoever clears up temporary files took it; what is known stays known
+            return self._refused
         if changed_at != self._read_at:
             crashes = [path.read_bytes() for path in self.folder.glob("crash-*")]
             counts = Counter(digest for content in crashes for digest in _suspects(content))

@@ -23,9 +23,18 @@ def explain(error: ValidationError, *, known_keys: tuple[str, ...] = ()) -> str:
 
 
 def _sentences(error: ValidationError, known_keys: tuple[str, ...]) -> Iterator[str]:
-    for detail in error.errors(include_url=False):
-        key = ".".join(str(part) for part in detail["loc"])
-        yield _sentence(key, detail, known_keys)
+    details = error.errors(include_url=False)
+    for detail in details:
+        if not _is_due_to_an_item(detail, details):
+            key = ".".join(str(part) for part in detail["loc"])
+            yield _sentence(key, detail, known_keys)
+
+
+def _is_due_to_an_item(detail: ErrorDetails, others: list[ErrorDetails]) -> bool:
+    """Whether a list is too short only because what is wrong in it was left out."""
+    length = len(detail["loc"])
+    inside = (other for other in others if len(other["loc"]) > length and other["loc"][:length] == detail["loc"])
+    return detail["type"] == "too_short" and any(inside)
 
 
 def _sentence(key: str, detail: ErrorDetails, known_keys: tuple[str, ...]) -> str:
@@ -53,5 +62,5 @@ def _sentence(key: str, detail: ErrorDetails, known_keys: tuple[str, ...]) -> st
             reason = str(detail["ctx"]["error"])
             return f"{key!r}: {reason}" if key else reason
         case _:
-            problem = detail["msg"].removeprefix("Input should be ")
-            return f"expected {key!r} to be {problem}, but got {detail['input']!r}"
+            rule = detail["msg"].partition(" should ")[2].replace(" after validation", "")
+            return f"expected {key!r} to {rule or detail['msg']}, but got {detail['input']!r}"

@@ -158,6 +158,7 @@ def _bmp_file(information: bytes, pixels: bytes) -> bytes:
 
 
 def colour_of_16_bits() -> list[Example]:
+    planes_CHW = np.moveaxis(SIXTEEN_HWC, -1, 0)
     return [
         example("png", one_row_png(16, 2, SIXTEEN_HWC.astype(">u2").tobytes(), 1), UPPER_BYTES),
         example("png with alpha", one_row_png(16, 6, _sixteen_and_alpha(), 1), UPPER_BYTES),
@@ -165,6 +166,12 @@ def colour_of_16_bits() -> list[Example]:
         example("tiff", tiff(SIXTEEN_HWC, photometric="rgb"), UPPER_BYTES),
         example("tiff big-endian", tiff(SIXTEEN_HWC, photometric="rgb", byteorder=">"), UPPER_BYTES),
         example("tiff deflated", tiff(SIXTEEN_HWC, photometric="rgb", compression="zlib"), UPPER_BYTES),
+        example("tiff planes", tiff(planes_CHW, photometric="rgb", planarconfig="separate"), UPPER_BYTES),
+        example(
+            "tiff big-endian planes",
+            tiff(planes_CHW, photometric="rgb", planarconfig="separate", byteorder=">"),
+            UPPER_BYTES,
+        ),
     ]
 
 
@@ -324,8 +331,8 @@ def several_images() -> list[Example]:
 
 ACCEPTED = {
     "gray, 1 to 8 bits": gray_of_few_bits(),
-    "gray, 12 and 16 bits": gray_of_more_bits(),
-    "gray where white is zero (TIFF)": white_is_zero(),
+    "gray, 16 bits, and 12 (little-endian TIFF)": gray_of_more_bits(),
+    "gray where white is zero (TIFF of 1 to 8 bits, or 16, little-endian)": white_is_zero(),
     "colour, 8 bits": colour(),
     "colour, 16 bits": colour_of_16_bits(),
     "palette": palettes(),
@@ -398,7 +405,8 @@ def broken_files() -> list[tuple[str, bytes]]:
 
 REFUSED = {
     "JPEG with arithmetic codes, hierarchical, or of 12 bits": (415, rare_jpegs()),
-    "TIFF of 32 bits, signed, floats, LAB, more channels, or rarely compressed": (415, rare_tiffs()),
+    "TIFF of 32 bits, signed, floats, LAB, more channels, gray and alpha in planes or of 16 bits, big-endian BigTIFF, "
+    "or rarely compressed": (415, rare_tiffs()),
     "any other format (HEIC, JPEG 2000, SVG, PDF, ...)": (415, other_formats()),
     "truncated or corrupt": (422, broken_files()),
 }

@@ -206,7 +206,7 @@ def test_the_option_wins_over_accept(option: str, accept: str) -> None:
         ("simplify", "nan", "expected 'simplify' to be"),
         ("simplify", "inf", "expected 'simplify' to be a finite number"),
         ("objects", "some", "expected 'objects' to be a valid boolean"),
-        ("name", "", "expected 'name' to be String should have at least 1 character"),
+        ("name", "", "expected 'name' to have at least 1 character, but got ''"),
         ("deadline_ms", -1, "expected 'deadline_ms' to be greater than or equal to 1, but got"),
         (
             "ttta",

@@ -73,6 +73,8 @@ ODD_IMAGES: dict[str, Outcome] = {
     "webp_named.jpg": (128, 128),
 }
 
+RGB_PLANES = {"photometric": "rgb", "planarconfig": "separate"}
+
 tolerates_pillows_warnings = pytest.mark.filterwarnings("ignore::UserWarning")
 """Pillow warns of broken EXIF and the like; elsewhere here warnings are errors."""
 
@@ -349,6 +351,25 @@ def test_tiff_strips_that_share_their_bytes_are_counted_each_time(monkeypatch: p
     counts = TiffImagePlugin.TiffImageFile(io.BytesIO(data)).tag_v2[TiffImagePlugin.STRIPBYTECOUNTS]
     shared = data.replace(struct.pack("<64H", *counts), struct.pack("<64H", *[len(data) // 60] * 64))
     assert refused(shared).detail.startswith(f"expected strips of at most {len(data)} bytes in all, but got")
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "detail"),
+    [
+        ((8, 8, 3), {"photometric": "rgb", "byteorder": ">", "bigtiff": True}, "a big-endian BigTIFF: save it anew"),
+        ((4, 8, 8), {**RGB_PLANES, "extrasamples": ["unspecified"]}, "another (string index out of range): save it"),
+        ((2, 8, 8), {"planarconfig": "separate", "extrasamples": ["unassalpha"]}, "planes: save it as PNG"),
+        (
+            (2, 8, 8),
+            {"planarconfig": "separate", "extrasamples": ["unassalpha"], "compression": "zlib"},
+            "planes: save",
+        ),
+    ],
+)
+def test_whole_tiffs_that_pillow_does_not_read(shape: tuple[int, ...], options: dict[str, Any], detail: str) -> None:
+    problem = refused(tiff(np.zeros(shape, dtype=np.uint8), **{"photometric": "minisblack", **options}))
+    assert problem.status == 415
+    assert detail in problem.detail
 
 
 @pytest.mark.parametrize("bigtiff", [False, True])

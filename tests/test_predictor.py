@@ -1,5 +1,9 @@
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
+from torch import Tensor
 
 from segserve import predictor
 from segserve.artifact import Artifact
@@ -127,6 +131,54 @@ def test_views_of_one_image_keep_to_the_budget_too(spec: ModelSpec, monkeypatch:
     engine = ToyEngine()
     SegmentationPredictor(spec, engine).predict([Query(image_HWC=random_image(64, 64), tta="d4")])
     assert [shape[0] for shape in engine.shapes] == [3, 3, 2]
+
+
+def test_padding_counts_in_what_is_held_at_once(
+    spec: ModelSpec, labels_spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image with a side of one pixel is held with 32, and a classifier's views are held, too."""
+    thin = [Query(image_HWC=random_image(1, 64))] * 4
+    monkeypatch.setattr(predictor, "MAX_SCORES", 2 * spec.num_classes * 32 * 64)
+    engine = ToyEngine()
+    SegmentationPredictor(at_most(spec, 64), engine).predict(thin)
+    assert [shape[0] for shape in engine.shapes] == [2, 2]
+    monkeypatch.setattr(predictor, "MAX_SCORES", 3 * 3 * 1 * 64)
+    labels_engine = ToyLabelsEngine()
+    ClassificationPredictor(at_most(labels_spec, 64), labels_engine).predict(thin)
+    assert [shape[0] for shape in labels_engine.shapes] == [3, 1]
+
+
+def test_windows_of_a_thin_image_keep_to_the_pixel_budget(spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What goes into one pass goes into one group, which holds all its scores."""
+    monkeypatch.setattr(predictor, "MAX_FORWARD_PIXELS", 2 * 32 * 64)
+    groups: list[int] = []
+    own = SegmentationPredictor._scores
+
+    def noted(self: SegmentationPredictor, images: Sequence[Tensor], *rest: Any, **options: Any) -> list[Any]:
+        groups.append(len(images))
+        return own(self, images, *rest, **options)
+
+    monkeypatch.setattr(SegmentationPredictor, "_scores", noted)
+    preprocess = spec.preprocess.model_copy(update={"resize": "never", "working_side": 64, "overlap": 16})
+    windowed = spec.model_copy(update={"preprocess": preprocess})
+    SegmentationPredictor(windowed, ToyEngine()).predict([Query(image_HWC=random_image(1, 500))])
+    assert max(groups) == 2
+
+
+def test_what_is_no_number_is_no_answer(spec: ModelSpec, labels_spec: ModelSpec) -> None:
+    """And the image beside it in the batch has its own."""
+
+    class Diverged(ToyEngine):
+        def __call__(self, images_BCHW: Tensor) -> Tensor:
+            logits_BKHW = super().__call__(images_BCHW)
+            logits_BKHW[0, :, 0, 0] = float("nan")
+            return logits_BKHW
+
+    queries = [Query(image_HWC=random_image(64, 64, seed=seed)) for seed in range(2)]
+    lost, found = SegmentationPredictor(spec, Diverged()).attempt(queries)
+    assert isinstance(lost, RuntimeError)
+    assert "but got NaN or infinity" in str(lost)
+    assert isinstance(found, SegmentationPrediction)
 
 
 @pytest.mark.parametrize("plan", PLANS)
