@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from segserve.settings import explain
 from segserve.spec import Aggregate, EngineChoice, EngineName, Plan
-from segserve.whole import write_whole
+from segserve.whole import check_place, write_whole
 
 if TYPE_CHECKING:
     from segserve.spec import ModelSpec
@@ -38,12 +38,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return command(given)
     except ValidationError as error:
         return _complain(explain(error), code=2)
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        return _complain(_of_system(error), code=2)
+    except ValueError as error:
         return _complain(str(error), code=2)
     except RuntimeError as error:
         return _complain(str(error), code=1)
     except KeyboardInterrupt:
         return 130
+
+
+def _of_system(error: OSError) -> str:
+    path = error.filename2 or error.filename
+    if path is None:
+        return str(error)
+    return f"expected to use {path}, but the system says: {error.strerror}; correct the path, or what is there"
 
 
 def _complain(sentence: str, *, code: int) -> int:
@@ -56,6 +65,8 @@ def _lint(given: argparse.Namespace) -> int:
     from training.lint.inspection import inspect
     from training.lint.page import write_page
 
+    for place in filter(None, (given.json, given.html)):
+        check_place(place)
     report = inspect(given.dataset, detect_task(given.dataset, layout=given.layout), layout=given.layout)
     if given.json:
         report.write(given.json)
@@ -114,6 +125,8 @@ def _evaluate(given: argparse.Namespace) -> int:
     from training.layouts import open_dataset
     from training.report import write_page
 
+    for place in filter(None, (given.json, given.html)):
+        check_place(place)
     artifact = load_artifact(given.artifact)
     result = evaluate(
         artifact,
@@ -183,6 +196,7 @@ def _tune(given: argparse.Namespace) -> int:
 
     spec = read_spec(given.artifact)
     plot = given.plot or Path("runs/tune") / f"{spec.name}.svg"
+    check_place(plot)
     curves = {}
     trials = tune(given.artifact, slo_p95_ms=given.slo_p95_ms)
     for trial, best in tqdm(trials, total=space_of(spec).most_trials, unit="trial", disable=None):
@@ -459,7 +473,7 @@ def _add_flywheel(commands: Commands) -> None:
     label.add_argument("--out", type=Path, required=True, metavar="ROUND", help="a new folder, or an unfinished one")
     _add_selection(label, score="expected_iou")
     label.add_argument("--run", type=Path, help="of the training with eval.keep_thirds: adds the score stability")
-    label.add_argument("--ray", type=int, metavar="WORKERS", help="of a Ray cluster; docs/bulk.md")
+    label.add_argument("--ray", type=_workers, metavar="WORKERS", help="of a Ray cluster; docs/bulk.md")
     label.add_argument("--previous", type=Path, metavar="ROUND", help="the one before: keeps what people corrected")
 
     review = _add(commands, "apply-review", _apply_review, "take the decisions that the review page saved")
@@ -521,7 +535,7 @@ def _add_serving(commands: Commands) -> None:
     predict.add_argument("--tta", choices=get_args(Plan), default="none", help="views of each image; default: none")
     predict.add_argument(
         "--ray",
-        type=int,
+        type=_workers,
         metavar="WORKERS",
         help="IMAGE is a folder, or s3://BUCKET/PATH and its like, for so many workers of Ray; docs/bulk.md",
     )
@@ -565,6 +579,12 @@ def _add_deployment(commands: Commands) -> None:
     rollback.add_argument("--store", type=Path, default=Path("model_store"), help="of the running service")
 
     _add(commands, "openapi", _openapi, "print the OpenAPI document of the HTTP interface")
+
+
+def _workers(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 worker or more, but got {text!r}: give a number such as 2")
+    return int(text)
 
 
 def _seeds(text: str) -> tuple[int, ...]:

@@ -44,6 +44,7 @@ from segserve.engines.torch_engine import TorchEngine
 from segserve.predictor import Engine, build_predictor
 from segserve.service import Service
 from segserve.spec import ServingSpec
+from segserve.whole import check_place
 
 ARTIFACT = Path("runs/demo/artifacts/demo-segmentation")
 OUT = Path("runs/bench/page.md")
@@ -60,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     try:
         check(given)
+        check_place(given.out)
         artifact = load_artifact(given.artifact)
         image = image_of(artifact)
     except ValueError as error:

@@ -4,6 +4,7 @@ Runs without a model, on a made-up mask of smooth regions. Times are of the proc
 work on the machine matters little. Figures go into docs/answers.md by hand, dated.
 """
 
+import argparse
 import sys
 import time
 from typing import Any
@@ -44,6 +45,7 @@ ASKED: dict[str, dict[str, Any]] = {
 
 def main() -> int:
     """Measure and print; returns the exit code."""
+    argparse.ArgumentParser(prog="python -m bench.forms", description=__doc__).parse_args()
     mask_HW = _mask()
     large_HW = np.tile(mask_HW, LARGER)
     print(f"{'':36} {mask_HW.size / 1e6:.0f} megapixel{'':12}{large_HW.size / 1e6:.0f} megapixels")

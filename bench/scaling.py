@@ -42,6 +42,7 @@ from segserve.service import Service
 from segserve.spec import ClassSpec, ModelSpec, Plan
 from segserve.tiling import grid
 from segserve.tta import PLANS
+from segserve.whole import check_place
 
 ARTIFACT = Path("runs/demo/artifacts/demo-segmentation")
 OUT = Path("runs/bench/scaling.md")
@@ -89,6 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write; returns the exit code."""
     given = _parser().parse_args(arguments)
     try:
+        check_place(given.out)
         artifact = load_artifact(given.artifact)
         if artifact.spec.task != "segmentation" or artifact.spec.preprocess.resize != "always":
             raise ValueError(f"expected masks at a fixed working size, but {artifact.path} has others")

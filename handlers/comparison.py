@@ -13,8 +13,9 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, ValidationError
 
+from segserve.api import ProblemAnswer
 from segserve.sample import Views
 from segserve.settings import Settings
 from segserve.spec import ModelSpec, Task
@@ -103,11 +104,18 @@ class Replayer:
             body = answer.read()
         if answer.status != 200:
             raise RuntimeError(
-                f"expected {self.name} {version} to answer a replayed image, but it said {answer.status}: "
-                f"{body.decode(errors='replace')}"
+                f"expected {self.name} {version} to answer every image, but it said {answer.status} to one of "
+                f"{len(image)} bytes ({_reason(body)}): leave that image out"
             )
         durations = _DURATION.findall(answer.headers["Server-Timing"])
         return _indices(body, task=self.spec.task), sum(float(duration) for duration in durations) / 1000
+
+
+def _reason(body: bytes) -> str:
+    try:
+        return ProblemAnswer.model_validate_json(body).detail
+    except ValidationError:
+        return body.decode(errors="replace")
 
 
 def confusion(served: NDArray[np.integer], new: NDArray[np.integer], *, num_classes: int) -> NDArray[np.float64]:

@@ -210,7 +210,7 @@ def _stored(settings: ServeSettings, name: str) -> ServedModel:
     own = [model for model in models if model.name == name]
     if not own:
         names = ", ".join(dict.fromkeys(model.name for model in models))
-        raise ValueError(f"expected a model that is served ({names}), but got {name!r}: package it with another --name")
+        raise ValueError(f"expected a model that is served ({names}), but got {name!r}: name one of them")
     if len(own) > 1:
         archives = ", ".join(model.archive for model in own)
         raise ValueError(

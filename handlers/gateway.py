@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -47,7 +48,7 @@ class Gateway:
         torchserve_port: on loopback.
 
     Raises:
-        ValueError: the file of tokens is not as expected.
+        ValueError: the file of tokens, or the certificate, is not as expected.
         ServeError: nginx is not installed, or refuses its configuration.
     """
 
@@ -72,6 +73,7 @@ class Gateway:
         self.admit({})
         self._text = partial(nginx.configuration, settings, gateway, folder=folder, torchserve_port=torchserve_port)
         self._files = [file for file in (gateway.tokens, gateway.certificate, gateway.key) if file]
+        _check_certificate(gateway)
         self._taken = self._seen = _states(self._files)
         self._bounds = _bounds(self.models)
         self._seen_at = 0.0
@@ -165,7 +167,9 @@ class Gateway:
         tried.chmod(0o400)
         said = subprocess.run([*self._command(tried), "-t", "-q"], capture_output=True, text=True, check=False)
         if said.returncode:
-            raise ServeError(f"expected nginx to take its configuration, but it says: {said.stderr.strip()}")
+            raise ServeError(
+                f"expected nginx to take its configuration, but it says: {said.stderr.partition(chr(10))[0]}"
+            )
         tried.replace(self._configuration)
 
     def _renew(self) -> None:
@@ -226,3 +230,15 @@ def _print(line: str) -> None:
         print(f"{line}\n", end="", flush=True)
     else:
         print(f"nginx: {_QUERY.sub('?...', line)}\n", end="", file=sys.stderr, flush=True)
+
+
+def _check_certificate(gateway: GatewaySettings) -> None:
+    if gateway.certificate is None or gateway.key is None:
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(gateway.certificate, gateway.key, password="")
+    except OSError as error:
+        raise ValueError(
+            f"expected {gateway.certificate} and {gateway.key} to be a certificate and its key, in PEM and without a "
+            f"password, but they cannot be read ({error}): correct them, or the gateway's settings"
+        ) from None

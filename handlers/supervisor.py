@@ -45,7 +45,7 @@ def serve(settings: ServeSettings) -> int:
         0 after an orderly stop; 1 when a port is taken, a model could not be loaded or TorchServe died.
 
     Raises:
-        ValueError: the store or an archive is not as expected.
+        ValueError: the store, an archive, the address or the certificate is not as expected.
     """
     models = served_models(settings)
     try:
@@ -318,6 +318,10 @@ def _listening(option: str, host: str, port: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno == errno.EADDRNOTAVAIL or (error.errno or 0) < 0:  # below 0: of the names' lookup
+            raise ValueError(
+                f"expected --host to be an address of this machine, but got {host}: give 127.0.0.1 or 0.0.0.0"
+            ) from error
         reason = os.strerror(error.errno) if error.errno and error.errno in errno.errorcode else error
         raise ServeError(
             f"expected port {port} of {host} to be free, but got: {reason}; "

@@ -10,20 +10,23 @@ Writes OUT/PROFILE.html and OUT/PROFILE.json. Exit code 0: the objectives are me
 import argparse
 import contextlib
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from handlers.local_service import local_service
 from loadtest.page import page
 from loadtest.profile import read_profile
 from loadtest.record import Record, Run, read_record
 from loadtest.slo import find_faults, read_slo
-from segserve.whole import write_whole
+from segserve.whole import check_place, write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
+CONNECT_SECONDS = 10
 SLO = Path(__file__).with_name("slo.toml")
 
 
@@ -38,13 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             record=(given.out / f"{name}.json").resolve(),
         )
         slo = read_slo(given.slo, profile=name)
+        report = given.out / f"{name}.html"
+        check_place(report)
         with _target(given) as (url, ops):
             record = send(run.model_copy(update={"ops": ops}), url=url)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         print(f"loadtest: {error}", file=sys.stderr)
         return 2
     faults = list(find_faults(record, slo))
-    report = given.out / f"{name}.html"
     write_whole(report, page(record, faults, title=f"Load test: {name}", machine=f"{os.cpu_count()} cores here"))
     for sentence in [*faults, *record.complaints[:10]]:
         print(f"loadtest: {sentence}")
@@ -73,12 +77,29 @@ def send(run: Run, *, url: str) -> Record:
 def _target(given: argparse.Namespace) -> Iterator[tuple[str, str | None]]:
     """Addresses of the inference and the ops port: of a service that runs already, or one that is started."""
     if given.url is not None:
+        for option, url in (("--url", given.url), ("--ops", given.ops)):
+            if url is not None:
+                _check_listens(option, url)
         yield given.url.rstrip("/"), given.ops and given.ops.rstrip("/")
         return
     if not given.store.is_dir():
         raise ValueError(f"expected archives in {given.store}, but there is no such folder: run `make demo` first")
     with local_service(given.store) as service:
         yield service.inference, service.ops
+
+
+def _check_listens(option: str, url: str) -> None:
+    """A ValueError where nobody listens."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"expected {option} to be like http://HOST:8080, but got {url}: correct it")
+    try:
+        port = parts.port or socket.getservbyname(parts.scheme)
+        socket.create_connection((parts.hostname, port), timeout=CONNECT_SECONDS).close()
+    except (OSError, ValueError) as error:  # a port may be none
+        raise ValueError(
+            f"expected a service at {url}, but nobody listens ({error}): start it, or correct {option}"
+        ) from None
 
 
 def _parser() -> argparse.ArgumentParser:

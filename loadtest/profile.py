@@ -123,7 +123,7 @@ def read_profile(name: str) -> Profile:
     path = Path(name) if name.endswith(".toml") else PROFILES / f"{name}.toml"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in PROFILES.glob("*.toml")))
-        raise ValueError(f"expected a profile, {known} or the path of a .toml file, but there is no {path}")
+        raise ValueError(f"expected a profile, {known} or the path of a .toml file, but there is none named {name}")
     try:
         return Profile.model_validate(tomllib.loads(path.read_text()))
     except ValidationError as error:

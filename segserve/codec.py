@@ -232,7 +232,7 @@ def _reader(data: bytes) -> type[ImageFile.ImageFile]:
         if re.match(signature, data, re.DOTALL):
             return reader
     known = ", ".join(FORMATS)
-    raise Problem("unsupported-type", f"expected one of {known}, but the bytes start with {data[:8]!r}")
+    raise Problem("unsupported-type", f"expected one of {known}, but the bytes start with {data[:8]!r}: convert it")
 
 
 def _unreadable(name: str | None, error: Exception, *, what: str) -> Problem:
@@ -240,7 +240,9 @@ def _unreadable(name: str | None, error: Exception, *, what: str) -> Problem:
         return Problem(
             "unsupported-type", f"expected a common kind of {name}, but got another ({error}): save it as PNG"
         )
-    return Problem("undecodable", f"expected a whole {name} image, but {what}: {error}")
+    return Problem(
+        "undecodable", f"expected a whole {name} image, but {what} ({error}): send all of it, or save it anew"
+    )
 
 
 def _check_pixels(width: int, height: int) -> None:

@@ -41,5 +41,9 @@ def read_form(content_type: str, body: bytes) -> dict[str, bytes]:
         parser.write(body)
         parser.finalize()
     except (FormParserError, ValueError) as error:
-        raise Problem("bad-body", f"expected multipart/form-data, but it cannot be parsed: {error}") from None
+        raise Problem(
+            "bad-body",
+            f"expected multipart/form-data, but it cannot be parsed ({error}): let your client set the Content-Type, "
+            "and send each part as it is, without Content-Transfer-Encoding",
+        ) from None
     return dict(parts)

@@ -63,4 +63,4 @@ def _sentence(key: str, detail: ErrorDetails, known_keys: tuple[str, ...]) -> st
             return f"{key!r}: {reason}" if key else reason
         case _:
             rule = detail["msg"].partition(" should ")[2].replace(" after validation", "")
-            return f"expected {key!r} to {rule or detail['msg']}, but got {detail['input']!r}"
+            return f"expected {repr(key) if key else 'it'} to {rule or detail['msg']}, but got {detail['input']!r}"

@@ -110,7 +110,7 @@ def check_encoder(architecture: Architecture, encoder: str) -> None:
     )
 
 
-class Sizing(Settings):
+class Sizing(Settings, allow_inf_nan=False):
     """At which size, and in how many pieces, the network sees an image."""
 
     resize: Literal["always", "larger", "never"] = "always"
@@ -165,7 +165,7 @@ class ReferenceSpec(Settings):
     """Of the images, by the bin of their mean confidence, see `segserve.drift`; the sum is 1."""
 
 
-class ServingSpec(Settings):
+class ServingSpec(Settings, allow_inf_nan=False):
     """How TorchServe is to batch requests for this model."""
 
     batch_size: int = Field(default=8, ge=1)

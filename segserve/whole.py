@@ -25,8 +25,25 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is not None and Path(error.filename) == temporary:  # a name that nobody gave
+            error.filename, error.filename2 = str(path), None
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_place(path: Path) -> None:
+    """Refuse, before the work is done, a place where no file can be written.
+
+    Raises:
+        ValueError: there is a folder, or the file's own folder cannot be written to.
+    """
+    if path.is_dir():
+        raise ValueError(f"expected a file to write to, but {path} is a folder: name a file")
+    nearest = next(parent for parent in path.resolve().parents if parent.exists())
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+        raise ValueError(f"expected to write {path}, but {nearest} is no folder that can be written to: name another")
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

@@ -80,7 +80,7 @@ def refusal(archive: Path, store: Path, **settings: Any) -> str:
 
 def test_a_model_that_is_not_served(store: Path, tmp_path: Path, spec: ModelSpec) -> None:
     archive = write_archive(tmp_path / "new.mar", name="cell", spec=spec)
-    assert "expected a model that is served (cells), but got 'cell': package it" in refusal(archive, store)
+    assert "expected a model that is served (cells), but got 'cell': name one of them" in refusal(archive, store)
 
 
 def test_the_version_that_is_served(store: Path, tmp_path: Path, spec: ModelSpec) -> None:

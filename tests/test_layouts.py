@@ -138,7 +138,10 @@ def test_two_rows_of_an_image_are_complained_of(write: Write) -> None:
         ('{"classes": [{"id": 1, "name": "a"}]}', r"expected class ids 0, 1, 2 and so on, but got \[1\]"),
         (_table(), "classes.json: expected 2 to 255 classes, but got 0: correct it"),
         (_table(*map(str, range(300))), "classes.json: expected 2 to 255 classes, but got 300: correct it"),
-        ('{"classes": [{"id": 0, "name": ""}]}', r"classes.json: expected 'classes.0.name' to be "),
+        (
+            '{"classes": [{"id": 0, "name": ""}]}',
+            r"classes.json: expected 'classes.0.name' to have at least 1 char",
+        ),
         (
             '{"classes": [{"id": 0, "name": "a", "color": [300, 0, 0]}]}',
             r"classes.json: 'classes.0.color': expected three values from 0 to 255, but got \[300, 0, 0\]",

@@ -190,13 +190,25 @@ def test_an_open_loop_ends_with_its_last_request(tmp_path: Path) -> None:
     assert max(sent.seconds for sent in record.sent) < 1
 
 
-def test_an_unreachable_service_ends_with_1(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    with stub_server() as server:
-        pass
-    code, record = run(write_profile(tmp_path, loop="open", seconds=1, load=5), server.url)
-    assert code == 1 and record.sent
-    assert {sent.kind for sent in record.sent} == {"no answer"}
-    assert "expected an answer, but got" in capfd.readouterr().out
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        ("http://127.0.0.1:1", "expected a service at http://127.0.0.1:1, but nobody listens"),
+        ("http://127.0.0.1:x", "expected a service at http://127.0.0.1:x, but nobody listens"),
+        ("127.0.0.1:8080", "expected --url to be like http://HOST:8080, but got 127.0.0.1:8080"),
+    ],
+)
+def test_where_nobody_listens_nothing_is_sent(url: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["steady", "--url", url]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_place_that_cannot_be_written_to_is_told_before_anything_is_sent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert main(["steady", "--url", "http://127.0.0.1:1", "--out", str(tmp_path / "file")]) == 2
+    assert "is no folder that can be written to" in capsys.readouterr().err
 
 
 def test_the_commands_of_the_readme_are_understood(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

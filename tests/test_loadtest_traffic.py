@@ -52,7 +52,7 @@ def test_arrivals_are_a_poisson_process_with_the_rate_of_each_step() -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ('about = ""\nsteps = []', "expected 'steps' to be"),
+        ('about = ""\nsteps = []', "expected 'steps' to have at least 1 item"),
         ('about = ""\nstep = 1', "'step' is not a known key"),
         (
             'about = ""\nsteps = [{ seconds = 1, load = 1.5 }]',

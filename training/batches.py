@@ -7,7 +7,8 @@ behalf, go through worker processes. The result is the same: to the bit on the C
 Dimensions: B batch (of all ranks), b batch of one rank, C channels, K classes, H, W.
 """
 
-from collections.abc import Iterator, Sequence
+import signal
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, count, islice
@@ -24,6 +25,7 @@ from training.augment import Augment, Key, seed_of
 from training.data import load_sample
 from training.layouts import Sample
 from training.ranks import Ranks
+from training.stop import SIGNALS
 
 Pair = tuple[Tensor, Tensor]
 """Image (3, H, W) and truth (H, W) or (), uint8; samples may have different sizes."""
@@ -209,6 +211,12 @@ class Batches:
                 images_BCHW, truths_B = images_BCHW[1:], truths_B[1:]
             yield images_BCHW, truths_B
 
+    def close(self) -> None:
+        """End the worker processes, which hold whatever this process has open; the next batch begins them anew."""
+        stream, self._stream, self._next_step = self._stream, iter(()), -1
+        if isinstance(stream, Generator):
+            stream.close()
+
     def _take(self, step: int) -> Pair:
         """A batch of the stream, which is begun anew only where another step is wanted than the next one."""
         if step != self._next_step:
@@ -230,6 +238,7 @@ class Batches:
             pin_memory=self.device.type == "cuda",
             # Without one of its own it would draw from torch's.
             generator=torch.Generator(),
+            worker_init_fn=_leave_signals,
         )
         for images_BCHW, truths_B in loader:
             yield images_BCHW.to(self.device, non_blocking=True), truths_B.to(self.device, non_blocking=True)
@@ -244,6 +253,12 @@ class Batches:
                 part = batch[self.part_start : self.part_start + self.part_size]
                 wanted = [batch[self.part_start - 1], *part] if self.augment.mixes else part
                 yield [(self.seed, epoch, index) for index in wanted]
+
+
+def _leave_signals(_: int) -> None:
+    """A signal to the process group reaches the workers, too, but the parent decides when they end."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _AugmentedSamples:

@@ -59,7 +59,7 @@ class NetworkSettings(Settings):
         return usual if self.auxiliary_heads is None else self.auxiliary_heads
 
 
-class DistillationSettings(Settings):
+class DistillationSettings(Settings, allow_inf_nan=False):
     """A teacher whose answers are learned beside the truth, see `training.distillation`."""
 
     teacher: Path
@@ -74,7 +74,7 @@ FOR_LABELS_ONLY = ("policy", "erasing", "mixup", "cutmix")
 """Keys of [augment] that a segmentation cannot have."""
 
 
-class AugmentSettings(Settings):
+class AugmentSettings(Settings, allow_inf_nan=False):
     """Random changes to each training image; the defaults change nothing but the size."""
 
     crop: tuple[int, int]
@@ -117,7 +117,7 @@ class AugmentSettings(Settings):
         return self
 
 
-class PseudoSettings(Settings):
+class PseudoSettings(Settings, allow_inf_nan=False):
     """A round of `segserve pseudolabel` that is trained on, too, and the strong changes its images get in addition.
 
     Those of ST++, Yang et al. 2022, https://arxiv.org/abs/2106.05095.
@@ -140,7 +140,7 @@ class PseudoSettings(Settings):
     """A rectangle (2 to 40 % of the image) gets the mean colour, and no loss."""
 
 
-class OptimSettings(Settings):
+class OptimSettings(Settings, allow_inf_nan=False):
     """AdamW, a linear warm-up and a cosine to zero, and the moving average that becomes the result."""
 
     epochs: int = Field(ge=1)

@@ -81,10 +81,12 @@ class FileChange(Settings):
 def parse_map(text: str) -> dict[int, int]:
     """`0=0,128=1,255=2` as numbers."""
     try:
-        pairs = [part.split("=") for part in text.split(",")]
-        return {int(level): int(index) for level, index in pairs}
+        pairs = [(int(level), int(index)) for level, index in (part.split("=") for part in text.split(","))]
     except ValueError:
         raise ValueError(f"expected --map to be like 0=0,128=1,255=2, but got {text!r}: correct it") from None
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError(f"expected each level once in --map, but got {text!r}: leave one of each")
+    return dict(pairs)
 
 
 def convert(source: Path, out: Path, rule: Rule, *, masks: str = "masks") -> tuple[FileChange, ...]:

@@ -73,9 +73,15 @@ def stored_mask(truth: Path | MaskSource) -> NDArray[np.uint8]:
 
 
 def load_sample(sample: Sample, *, ignore_index: int | None, preprocess: PreprocessSpec) -> tuple[Tensor, Tensor]:
-    """Image (3, h, w) and truth (h, w) or (), uint8, at the working size; masks take the nearest pixel."""
+    """Image (3, h, w) and truth (h, w) or (), uint8, at the working size; masks take the nearest pixel.
+
+    Raises:
+        ValueError: a file cannot be read, or the mask has not its image's size.
+    """
     decoded = read_for(preprocess, sample.image)
     truth_HW = torch.from_numpy(np.array(read_truth(sample, ignore_index=ignore_index)))
+    if truth_HW.shape not in ((), decoded.sent_size):
+        raise ValueError(f"expected {sample.truth} to have its image's size, but it has not: see `segserve lint`")
     size = working_size(decoded.sent_size, preprocess)
     image_CHW = resize_image(to_tensor(decoded.image_HWC), size)
     return image_CHW, truth_HW if truth_HW.dim() == 0 else resize_mask(truth_HW, size)

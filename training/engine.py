@@ -10,7 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Never
 
@@ -83,7 +83,8 @@ def train(recipe: Recipe, *, run_dir: Path, device: torch.device | None = None) 
             for note in dataset.notes:
                 _say(note)
             _say(learner.batches.place)
-        with run.held() if ranks.is_first else nullcontext(), stop_request() as request:
+        held = run.held() if ranks.is_first else nullcontext()
+        with held, stop_request() as request, closing(learner.batches):
             _train_epochs(learner, run, dataset, request)
         if ranks.is_first:
             print(write_report(run, learner.result(), dataset, learner.history).table())

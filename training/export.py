@@ -34,7 +34,7 @@ from segserve.predictor import Engine, build_predictor
 from segserve.spec import CalibrationSpec, EngineName, EngineSpec, ModelSpec
 from training.calibration import ProbabilityScores, cross_fitted, fit_temperature, joined, probability_scores
 from training.config import Recipe, recipe_of
-from training.data import IGNORE, data_digest, load_sample, read_image
+from training.data import IGNORE, check_truth, data_digest, load_sample, read_image
 from training.evaluation import Evaluation
 from training.flywheel.joined import with_round
 from training.layouts import Dataset, open_dataset
@@ -207,6 +207,7 @@ def held_out_logits(spec: ModelSpec, engine: Engine, dataset: Dataset) -> Iterat
     predictor = build_predictor(read_spec, engine)
     for index, sample in enumerate(dataset.split(FITTED_ON)):
         image_CHW, truth = load_sample(sample, ignore_index=dataset.ignore_index, preprocess=spec.preprocess)
+        check_truth(sample, truth.numpy(), shape=tuple(truth.shape), num_classes=spec.num_classes)
         query = Query(image_HWC=image_CHW.permute(1, 2, 0).numpy(), probabilities="float16")
         prediction = predictor.predict([query])[0]
         if isinstance(prediction, SegmentationPrediction):

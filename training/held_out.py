@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from segserve.artifact import Artifact
-from segserve.settings import Settings
+from segserve.settings import Settings, explain
 from training.data import data_digest
 from training.evaluation import Evaluation
 from training.layouts import Dataset
@@ -64,8 +64,11 @@ def note_evaluation(artifact: Artifact, evaluation: Evaluation, dataset: Dataset
 
 
 def read_log(path: Path) -> list[TestEvaluation]:
-    """All lines, the oldest first; a last one that was cut off does not count."""
-    return [TestEvaluation.model_validate_json(line) for line in read_lines(path)]
+    """All lines, the oldest first; a last one that was cut off does not count. A ValueError names the file."""
+    try:
+        return [TestEvaluation.model_validate_json(line) for line in read_lines(path)]
+    except ValidationError as error:
+        raise ValueError(f"{path}: {explain(error)}") from None
 
 
 def _history(before: Sequence[TestEvaluation], digest: str) -> str:

@@ -9,9 +9,11 @@ import csv
 import io
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -201,7 +203,8 @@ def _line(axes: Any, x: Sequence[float], y: Sequence[float], *, color: str, titl
 def samples_png(shown: Sequence[Outcome], *, classes: tuple[ClassSpec, ...], task: Task) -> bytes:
     """The outcomes in the order given, best first."""
     draw = _draw_masks if task == "segmentation" else _draw_labels
-    return _png(draw(shown, classes), dpi=110)
+    with _as_written():
+        return _png(draw(shown, classes), dpi=110)
 
 
 def _draw_masks(shown: Sequence[Outcome], classes: tuple[ClassSpec, ...]) -> Figure:
@@ -223,7 +226,11 @@ def _draw_masks(shown: Sequence[Outcome], classes: tuple[ClassSpec, ...]) -> Fig
         for axes, (title, picture_HWC) in zip(row, pictures.items(), strict=True):
             _show(axes, picture_HWC, title=title)
     void = [("not counted", VOID_COLOR)] if any((outcome.truth == IGNORE).any() for outcome in shown) else []
-    entries = [*((entry.name, entry.color) for entry in classes), *void, ("wrong", ERROR_COLOR)]
+    drawn = {
+        int(index) for outcome in shown for mask in (outcome.truth, outcome.predicted) for index in np.unique(mask)
+    }
+    named = [(entry.name, entry.color) for entry in classes if entry.id in drawn]
+    entries = [*named, *void, ("wrong", ERROR_COLOR)]
     patches = [Patch(facecolor=_hex(color), edgecolor=FAINT, label=name) for name, color in entries]
     figure.legend(handles=patches, loc="outside lower center", ncols=min(7, len(patches)), frameon=False, fontsize=9)
     return figure
@@ -257,6 +264,11 @@ def _show(axes: Any, picture_HWC: NDArray[np.uint8], *, title: str, color: str =
 
 def _hex(color: Color) -> str:
     return "#{:02x}{:02x}{:02x}".format(*color)
+
+
+def _as_written() -> AbstractContextManager[None]:
+    """Names may hold dollars, between which matplotlib sees mathematics."""
+    return matplotlib.rc_context({"text.parse_math": False})
 
 
 def _png(figure: Figure, *, dpi: int) -> bytes:

@@ -83,7 +83,7 @@ class Run:
         path = self.path / RECIPE
         if not path.is_file():
             return
-        began, given = _flat(_as_known_now(path.read_text())), _flat(recipe.model_dump(mode="json"))
+        began, given = _flat(_as_known_now(path)), _flat(recipe.model_dump(mode="json"))
         changed = [
             f"{key} = {given.get(key)!r} (was {began.get(key)!r})"
             for key in sorted(began.keys() | given.keys())
@@ -160,14 +160,14 @@ class Run:
             return None
         try:
             table = torch.load(path, map_location="cpu", weights_only=True)
-        except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
+            table["spec"] = ModelSpec.model_validate_json(table["spec"])
+            table["history"] = tuple(EpochLog.model_validate_json(line) for line in table["history"])
+            return Checkpoint(**table)
+        except (EOFError, RuntimeError, pickle.UnpicklingError, KeyError, TypeError, ValidationError) as error:
             raise ValueError(
-                f"expected {path} to be a whole checkpoint, but it cannot be read ({error}): bring it back, or delete "
-                "it to begin again"
+                f"expected {path} to be a whole checkpoint, but it cannot be read ({error!r}): bring it back, or "
+                "delete it to begin again"
             ) from error
-        table["spec"] = ModelSpec.model_validate_json(table["spec"])
-        table["history"] = tuple(EpochLog.model_validate_json(line) for line in table["history"])
-        return Checkpoint(**table)
 
     def recipe(self) -> Recipe:
         """The recipe the run began with."""
@@ -182,11 +182,14 @@ class Run:
             raise ValueError(f"{path}: {explain(error)}") from None
 
 
-def _as_known_now(text: str) -> dict[str, Any]:
+def _as_known_now(path: Path) -> dict[str, Any]:
     """A recipe with the keys that have come since it was written, if it can be read as one still."""
+    text = path.read_text()
     try:
         return Recipe.model_validate_json(text).model_dump(mode="json")
-    except ValidationError:
+    except ValidationError as error:
+        if any(detail["type"] == "json_invalid" for detail in error.errors()):
+            raise ValueError(f"{path}: {explain(error)}") from None
         table: dict[str, Any] = json.loads(text)
         return table
 

@@ -34,7 +34,13 @@ WITH_LABELS: tuple[Layout, ...] = ("folder", "pet")
 
 def detect_task(root: Path, *, layout: Layout = "folder") -> Task:
     """What the data set is for, or segmentation where it is good for both; a ValueError where it is no data set."""
+    _check_folder(root)
     return task_of_folder(root) if layout == "folder" else "segmentation"
+
+
+def _check_folder(root: Path) -> None:
+    if not root.is_dir():
+        raise ValueError(f"expected a data set, but {root} is not a folder: correct its path")
 
 
 def open_dataset(root: Path, task: Task, *, layout: Layout = "folder") -> Dataset:
@@ -43,8 +49,7 @@ def open_dataset(root: Path, task: Task, *, layout: Layout = "folder") -> Datase
     Raises:
         ValueError: there is no data set of this kind; lesser faults are in the result's `complaints`.
     """
-    if not root.is_dir():
-        raise ValueError(f"expected a data set, but {root} is not a folder: correct its path")
+    _check_folder(root)
     if layout not in OPENERS:
         raise ValueError(f"expected the layout to be {', '.join(OPENERS)}, but got {layout!r}: give one of them")
     if task == "classification" and layout not in WITH_LABELS:

@@ -74,6 +74,10 @@ class InstanceMask:
         return region_HW
 
 
+FARTHEST = 1_000_000
+"""Pixels from the corner."""
+
+
 def _rasterised(segmentation: Any, height: int, width: int) -> NDArray[np.bool_]:
     """Polygons, or runs as numbers or as text, to (H, W)."""
     if segmentation == []:
@@ -83,6 +87,7 @@ def _rasterised(segmentation: Any, height: int, width: int) -> NDArray[np.bool_]
         polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
         if not polygons:
             return np.zeros((height, width), dtype=bool)
+        _check_coordinates(polygons)
         runs = coco.merge(coco.frPyObjects(polygons, height, width))
     elif isinstance(segmentation["counts"], list):
         _check_length(segmentation["counts"], segmentation["size"])
@@ -91,6 +96,13 @@ def _rasterised(segmentation: Any, height: int, width: int) -> NDArray[np.bool_]
         _check_length(_lengths(segmentation["counts"]), segmentation["size"])
         runs = segmentation
     return np.asarray(coco.decode(runs), dtype=bool)
+
+
+def _check_coordinates(polygons: Sequence[Sequence[float]]) -> None:
+    """The rasteriser walks along each edge, and runs out of its memory beyond some millions of pixels."""
+    far = [value for polygon in polygons for value in polygon if not abs(value) <= FARTHEST]  # NaN is not, either
+    if far:
+        raise ValueError(f"expected coordinates of at most {FARTHEST:,} pixels, but got {far[0]}")
 
 
 def _check_length(lengths: Sequence[int], size: tuple[int, int]) -> None:

@@ -94,8 +94,16 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
 
 
+def _refuse_folders(reading: Reading, split: str, folder: Path) -> None:
+    """What lies deeper would be left out in silence."""
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.is_dir() and not path.name.startswith("."):
+            reading.complain(split, path, "expected files, but this is a folder: move its files up, or it elsewhere")
+
+
 def _by_stem(reading: Reading, split: str, kind: str) -> dict[str, Path]:
     found: dict[str, Path] = {}
+    _refuse_folders(reading, split, reading.root / kind / split)
     for path in _files(reading.root / kind / split):
         if path.stem in found:
             reading.complain(
@@ -129,6 +137,8 @@ def _read_class_folders(reading: Reading, classes: tuple[ClassSpec, ...]) -> Non
                 reading.complain(
                     split, child, f"expected a folder named after a class in {CLASSES}: rename or remove it"
                 )
+        for name in indices:
+            _refuse_folders(reading, split, folder / name)
         paths = [(path, index) for name, index in indices.items() for path in _files(folder / name)]
         reading.splits[split] = tuple(Sample(image=path, truth=index) for path, index in paths)
 

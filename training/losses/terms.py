@@ -11,7 +11,7 @@ Per = Literal["batch", "image"]
 """Over what sums run before their quotient is taken: a batch comes near the data set's score, an image near its own."""
 
 
-class _Term(Settings):
+class _Term(Settings, allow_inf_nan=False):
     """What every term has: how much it counts, and when; `begin` and `end` are shares of the run's steps."""
 
     weight: float = Field(default=1.0, gt=0.0)
@@ -110,7 +110,7 @@ SMOOTHED = ("cross-entropy", "border")
 WEIGHTED = ("cross-entropy", "focal", "border", "relaxation")
 
 
-class LossSettings(Settings):
+class LossSettings(Settings, allow_inf_nan=False):
     """What is minimised: the sum of the terms."""
 
     class_weights: Literal["none", "median-frequency", "inverse-sqrt"] | tuple[float, ...] = "none"
