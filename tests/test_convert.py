@@ -218,3 +218,8 @@ def test_the_command_says_what_became_of_each_file(write: Write, capsys: pytest.
     ]
     assert main(["convert", str(root), str(out), "--map", "0=0"]) == 2
     assert "name another folder" in capsys.readouterr().err
+
+
+def test_a_level_twice_in_a_map_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected each level once in --map, but got '0=0,255=1,255=2': leave one"):
+        parse_map("0=0,255=1,255=2")

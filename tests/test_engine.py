@@ -20,7 +20,7 @@ from segserve.engines.torch_engine import TorchEngine
 from segserve.networks import build_network
 from segserve.predictor import build_predictor
 from tests.without_batch_norm import network_without_batch_norm
-from training import engine, learner
+from training import batches, engine, learner
 from training.config import AugmentSettings, EvalSettings, OptimSettings, Recipe
 from training.engine import NonFiniteLoss, learning_rate, train
 from training.evaluate import outcomes, summarise
@@ -168,7 +168,7 @@ def test_a_few_images_can_be_learnt_by_heart(data: Path, tmp_path: Path) -> None
 APART = multiprocessing.get_context("forkserver")
 APART.set_forkserver_preload(["training.engine", "tests.test_engine"])
 STOPPED = 3
-Ends = tuple[int, Literal["killed", "killed while saving", "asked to stop"]]
+Ends = tuple[int, Literal["killed", "killed while saving", "asked to stop", "asked to stop as a group"]]
 
 
 def _train_apart(recipe: Recipe, run_dir: Path, ends: Ends | None) -> None:
@@ -180,6 +180,9 @@ def _train_apart(recipe: Recipe, run_dir: Path, ends: Ends | None) -> None:
         if file:
             file.write(b"half a check")
             file.flush()
+        if ends and ends[1] == "asked to stop as a group":
+            os.killpg(0, signal.SIGTERM)
+            return
         os.kill(os.getpid(), signal.SIGTERM if ends and ends[1] == "asked to stop" else signal.SIGKILL)
 
     class Ending(Objective):
@@ -192,6 +195,9 @@ def _train_apart(recipe: Recipe, run_dir: Path, ends: Ends | None) -> None:
             return super().__call__(logits, truths, progress=progress)
 
     learner.Objective = Ending  # type: ignore[misc]
+    if ends and ends[1] == "asked to stop as a group":
+        os.setsid()
+        batches.SHARE_OF_MEMORY = 0.0  # so that the batches come from worker processes
     engine._Saver.is_due = property(lambda saver: saver.learner.step % 2 == 0)  # type: ignore[method-assign, assignment]
     try:
         train(recipe, run_dir=run_dir, device=CPU)
@@ -220,6 +226,14 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(data: Path
     assert _exit_code(recipe, killed.path, None) == 0
     _assert_same_bits(killed, whole)
     _assert_best_is_kept(whole, tmp_path / "artifact")
+
+
+def test_worker_processes_leave_a_signal_to_their_group_to_the_training(data: Path, tmp_path: Path) -> None:
+    """As of Ctrl-C, `timeout`, systemd and Slurm."""
+    recipe, run = _recipe(data, "classification"), Run(tmp_path)
+    assert _exit_code(recipe, run.path, (1, "asked to stop as a group")) == STOPPED
+    checkpoint = run.load()
+    assert checkpoint is not None and len(checkpoint.losses) == 2
 
 
 def test_a_stop_while_the_last_epoch_is_scored_leaves_it_in_the_log(

@@ -130,6 +130,15 @@ def test_overconfident_logits_are_read_without_loss(doubtful: Dataset, spec: Mod
             assert found.model_dump() == pytest.approx(expected.model_dump(), rel=2e-3, abs=2e-3)
 
 
+@pytest.mark.parametrize(("shape", "level"), [((20, 40), 0), ((64, 48), 7)])
+def test_a_mask_that_does_not_fit_any_more_is_named(
+    doubtful: Dataset, spec: ModelSpec, shape: tuple[int, int], level: int
+) -> None:
+    Image.fromarray(np.full(shape, level, dtype=np.uint8)).save(doubtful.root / "masks/val/0.png")
+    with pytest.raises(ValueError, match=r"expected .*masks/val/0.png to have its image's size"):
+        list(held_out_logits(spec, ToyEngine(), doubtful))
+
+
 def test_the_temperature_that_the_truth_was_drawn_at_is_found(doubtful: Dataset, spec: ModelSpec) -> None:
     found = calibrated(spec, ToyEngine(), doubtful)
     assert found.calibration.split == "val"

@@ -67,6 +67,12 @@ def test_a_line_that_was_cut_off_does_not_count(mine: Artifact, dataset: Dataset
     assert [json.loads(line)["artifact"] for line in log.read_text().splitlines()] == ["mine", "mine"]
 
 
+def test_a_broken_line_is_named(mine: Artifact, dataset: Dataset) -> None:
+    (mine.path.parent / LOG).write_text("broken\n")
+    with pytest.raises(ValueError, match=rf"{LOG}: expected JSON, but it cannot be read"):
+        note_evaluation(mine, EVALUATION, dataset)
+
+
 def test_where_nothing_can_be_noted_the_scores_are_not_lost(
     mine: Artifact, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:

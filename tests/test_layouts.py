@@ -93,6 +93,11 @@ def test_what_is_no_data_set_has_no_task(tmp_path: Path) -> None:
         detect_task(tmp_path)
 
 
+def test_what_is_no_folder_has_no_task(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected a data set, but .*none is not a folder: correct its path"):
+        detect_task(tmp_path / "none")
+
+
 def test_orphans_and_double_names_are_complained_of(write: Write) -> None:
     write("classes.json", content=_table("sky", "road"))
     root = write(
@@ -110,6 +115,19 @@ def test_a_folder_that_is_no_class_is_complained_of(write: Write) -> None:
     root = write("train/hat/1.jpg", "train/shoes/1.jpg")
     (complaint,) = open_dataset(root, "classification").complaints
     assert complaint == "train/shoes: expected a folder named after a class in classes.json: rename or remove it"
+
+
+def test_folders_among_files_are_complained_of(write: Write) -> None:
+    write("classes.json", content=_table("hat", "shoe"))
+    (complaint,) = open_dataset(write("train/hat/1.jpg", "train/hat/more/2.jpg"), "classification").complaints
+    assert complaint == "train/hat/more: expected files, but this is a folder: move its files up, or it elsewhere"
+    root = write(
+        *(f"{kind}/train/{name}.png" for kind in ("images", "masks") for name in ("a", "deeper/b", ".hidden/c"))
+    )
+    assert [complaint.partition(":")[0] for complaint in open_dataset(root, "segmentation").complaints] == [
+        "images/train/deeper",
+        "masks/train/deeper",
+    ]
 
 
 def test_rows_without_images_and_images_without_rows_are_complained_of(write: Write) -> None:

@@ -1,4 +1,5 @@
 import json
+import math
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -133,6 +134,8 @@ def test_categories_are_numbered_in_the_order_of_their_ids() -> None:
         ({"size": [3, 4], "counts": [2, 10]}, r"expected runs of an image of 10 x 8, but got some of 4 x 3"),
         ({"size": [8, 10], "counts": [2, 3]}, r"cannot read them: expected runs over 80 pixels, but got some over 5"),
         ({"size": [8, 10], "counts": "23"}, r"cannot read them: expected runs over 80 pixels, but got some over 5"),
+        ([[0.0, 0.0, 1e8, 0.0, 0.0, 9.0]], r"expected coordinates of at most 1,000,000 pixels, but got 100000000.0"),
+        ([[0.0, 0.0, math.nan, 0.0, 0.0, 9.0]], r"expected coordinates of at most 1,000,000 pixels, but got nan"),
         ({"size": [8, 10], "counts": [2, 1000]}, r"expected polygons or runs, but cannot read them"),
     ],
 )

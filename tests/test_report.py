@@ -3,6 +3,7 @@ import io
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from segserve.artifact import Artifact
 from segserve.engines.torch_engine import TorchEngine
 from segserve.prediction import ClassificationPrediction, Prediction, SegmentationPrediction
 from segserve.predictor import build_predictor
-from segserve.spec import ModelSpec, Task
+from segserve.spec import ClassSpec, ModelSpec, Task
 from tests.conftest import tiny_spec
 from training.data import IGNORE
 from training.evaluate import Outcome, evaluate, predicted_classes
@@ -111,6 +112,21 @@ def test_a_mask_of_void_has_no_wrong_pixels(spec: ModelSpec) -> None:
     """The mean of none was nan, with a warning of numpy's, which fails here."""
     shown = [_outcome(np.full((30, 40), IGNORE, dtype=np.uint8), np.zeros((30, 40), dtype=np.uint8))]
     assert _opened(samples_png(shown, classes=spec.classes, task="segmentation")).width > 800
+
+
+def test_dollars_in_names_are_no_mathematics(spec: ModelSpec, labels_spec: ModelSpec) -> None:
+    outcome = _outcome(np.zeros((30, 40), dtype=np.uint8), np.zeros((30, 40), dtype=np.uint8))
+    named = replace(outcome, sample=replace(outcome.sample, image=Path("a$x_$b.png")))
+    classes = tuple(entry.model_copy(update={"name": "a$^$"}) for entry in spec.classes)
+    samples_png([named], classes=classes, task="segmentation")
+    samples_png([_label(0, 0, confidence=0.5)], classes=classes, task="classification")
+
+
+def test_the_legend_names_the_classes_that_are_seen(spec: ModelSpec) -> None:
+    """All 255 would leave no room for the pictures."""
+    classes = tuple(ClassSpec(id=index, name=f"a long name {index}", color=(index, 0, 0)) for index in range(255))
+    masks_HW = np.full((30, 40), 3, dtype=np.uint8)
+    assert _opened(samples_png([_outcome(masks_HW, masks_HW)], classes=classes, task="segmentation")).width > 800
 
 
 @pytest.mark.parametrize("number", [1, 5, 12])

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 import torch
@@ -173,6 +173,19 @@ def test_a_checkpoint_that_was_cut_off_is_named(keep: int, tmp_path: Path, spec:
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(ValueError, match=r"expected .*checkpoint.pt to be a whole checkpoint, but it cannot be read"):
         run.load()
+
+
+@pytest.mark.parametrize("content", [{"spec": "{}"}, {"history": []}, [1]])
+def test_a_checkpoint_of_something_else_is_named(content: Any, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match=r"expected .*checkpoint.pt to be a whole checkpoint, but it cannot be read"):
+        Run(tmp_path).load()
+
+
+def test_a_recipe_that_was_emptied_is_named(tmp_path: Path, recipe: Recipe) -> None:
+    (tmp_path / "recipe.json").touch()
+    with pytest.raises(ValueError, match=r"recipe.json: expected JSON, but it cannot be read"):
+        Run(tmp_path).check_recipe(recipe)
 
 
 def test_a_run_is_one_trainings_alone(tmp_path: Path) -> None:

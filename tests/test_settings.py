@@ -6,6 +6,9 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from segserve.settings import Settings, explain
 
+SIDE = "expected 'sides.0.size' to be a valid integer, unable to parse string as an integer, but got 'x'"
+"""And not a word of the list, which is too short without this one."""
+
 
 class Inner(Settings):
     size: int = 1
@@ -18,6 +21,7 @@ class Example(Settings):
     count: int = Field(default=1, ge=1)
     inner: Inner = Inner()
     folder: Path | None = None
+    sides: tuple[Inner, ...] = Field(default=(Inner(),), min_length=1, max_length=2)
 
     @field_validator("name")
     @classmethod
@@ -48,6 +52,8 @@ def reason(values: dict[str, Any], **options: Any) -> str:
         ({"name": "a", "inner": {"size": []}}, "expected 'inner.size' to be a valid integer, but got []"),
         ({"name": "a", "folder": 5}, "expected 'folder' to be a path, but got 5"),
         ({"name": "a", "key": "A"}, "expected 'key' to match ^[a-z]$, but got 'A'"),
+        ({"name": "a", "sides": []}, "expected 'sides' to have at least 1 item, not 0, but got []"),
+        ({"name": "a", "sides": [{"size": "x"}]}, SIDE),
         ({"name": "too long"}, "'name': expected a short name, but got 'too long'"),
         ({"name": "a", "mode": "exact", "count": 2}, "expected count 1 with mode exact, but got 2"),
         ({"name": "a", "nmae": "b"}, "'nmae' is not a known key: remove it or correct its spelling"),

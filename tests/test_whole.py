@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from segserve.whole import replacing, write_whole
+from segserve.whole import check_place, replacing, write_whole
 
 
 @pytest.mark.parametrize("content", ["größer\n", b"\x00\xff"])
@@ -67,3 +67,19 @@ def test_the_longest_names_that_there_are(tmp_path: Path) -> None:
         first.write_text("1")
         second.write_text("2")
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {names[0]: "1", names[1]: "2"}
+
+
+def test_a_place_where_no_file_can_be_written_is_told_before_the_work(tmp_path: Path) -> None:
+    check_place(tmp_path / "new/folder/file.json")
+    with pytest.raises(ValueError, match=r"expected a file to write to, but .* is a folder: name a file"):
+        check_place(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file is no folder that can be written to: name another"):
+        check_place(tmp_path / "file/page.html")
+
+
+def test_an_error_has_the_name_that_was_given(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError) as caught:
+        write_whole(tmp_path / "folder", "x")
+    assert (caught.value.filename, caught.value.filename2) == (str(tmp_path / "folder"), None)
