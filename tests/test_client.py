@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import socket
 import threading
 import time
@@ -196,6 +197,20 @@ def test_what_is_no_image_is_refused_before_it_is_sent(image: Any, got: str) -> 
     assert script.requests == []
 
 
+def test_an_id_that_no_header_can_hold_is_refused_before_it_is_sent() -> None:
+    sentence = r"expected a request_id of visible ASCII characters, but got 'a\\nb'"
+    with scripted(OK) as script, script.client() as client, pytest.raises(ValueError, match=sentence):
+        client.ask(IMAGE, request_id="a\nb")
+    assert script.requests == []
+
+
+def test_a_file_name_that_is_no_text_is_not_sent(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.png")
+    path.write_bytes(IMAGE)
+    body, options = sent(path)
+    assert (body, options.name) == (IMAGE, "image")
+
+
 def test_a_wrong_option_is_refused_before_it_is_sent() -> None:
     with scripted(OK) as script, script.client() as client:
         with pytest.raises(ValueError, match="expected 'tta' to be 'none', 'hflip'"):
@@ -205,7 +220,10 @@ def test_a_wrong_option_is_refused_before_it_is_sent() -> None:
     assert script.requests == []
 
 
-@pytest.mark.parametrize(("url", "settings"), [("cells:8080", {}), ("/x", {}), ("http://a", {"timeout": 0})])
+@pytest.mark.parametrize(
+    ("url", "settings"),
+    [(url, {}) for url in ("cells:8080", "/x", "http://", "http:a", "http://a:b")] + [("http://a", {"timeout": 0})],
+)
 def test_a_client_that_could_never_ask_is_not_made(url: str, settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="expected"):
         Client(url, model="cells", **settings)

@@ -5,7 +5,9 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +22,7 @@ from segserve.engines.torch_engine import TorchEngine
 from segserve.networks import build_network
 from segserve.predictor import build_predictor
 from tests.without_batch_norm import network_without_batch_norm
-from training import batches, engine, learner
+from training import engine, learner
 from training.config import AugmentSettings, EvalSettings, OptimSettings, Recipe
 from training.engine import NonFiniteLoss, learning_rate, train
 from training.evaluate import outcomes, summarise
@@ -168,7 +170,7 @@ def test_a_few_images_can_be_learnt_by_heart(data: Path, tmp_path: Path) -> None
 APART = multiprocessing.get_context("forkserver")
 APART.set_forkserver_preload(["training.engine", "tests.test_engine"])
 STOPPED = 3
-Ends = tuple[int, Literal["killed", "killed while saving", "asked to stop", "asked to stop as a group"]]
+Ends = tuple[int, Literal["killed", "killed while saving", "asked to stop"]]
 
 
 def _train_apart(recipe: Recipe, run_dir: Path, ends: Ends | None) -> None:
@@ -180,9 +182,6 @@ def _train_apart(recipe: Recipe, run_dir: Path, ends: Ends | None) -> None:
         if file:
             file.write(b"half a check")
             file.flush()
-        if ends and ends[1] == "asked to stop as a group":
-            os.killpg(0, signal.SIGTERM)
-            return
         os.kill(os.getpid(), signal.SIGTERM if ends and ends[1] == "asked to stop" else signal.SIGKILL)
 
     class Ending(Objective):
@@ -195,9 +194,6 @@ def _train_apart(recipe: Recipe, run_dir: Path, ends: Ends | None) -> None:
             return super().__call__(logits, truths, progress=progress)
 
     learner.Objective = Ending  # type: ignore[misc]
-    if ends and ends[1] == "asked to stop as a group":
-        os.setsid()
-        batches.SHARE_OF_MEMORY = 0.0  # so that the batches come from worker processes
     engine._Saver.is_due = property(lambda saver: saver.learner.step % 2 == 0)  # type: ignore[method-assign, assignment]
     try:
         train(recipe, run_dir=run_dir, device=CPU)
@@ -229,11 +225,43 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(data: Path
 
 
 def test_worker_processes_leave_a_signal_to_their_group_to_the_training(data: Path, tmp_path: Path) -> None:
-    """As of Ctrl-C, `timeout`, systemd and Slurm."""
-    recipe, run = _recipe(data, "classification"), Run(tmp_path)
-    assert _exit_code(recipe, run.path, (1, "asked to stop as a group")) == STOPPED
-    checkpoint = run.load()
-    assert checkpoint is not None and len(checkpoint.losses) == 2
+    """As of Ctrl-C, `timeout`, systemd and Slurm, while a batch is waited for."""
+    recipe = _recipe(data, "classification", epochs=100)
+    arguments = [sys.executable, "-c", WITH_WORKERS, recipe.model_dump_json(), str(tmp_path)]
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "log.jsonl").is_file():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+    assert "worker process" in said
+    assert "which is saved: the same command goes on from there" in said.splitlines()[-1]
+    assert Run(tmp_path).load() is not None
+
+
+WITH_WORKERS = """
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from training import batches
+from training.config import Recipe
+from training.engine import train
+
+
+class Slow(batches._AugmentedSamples):
+    def __getitem__(self, key):
+        time.sleep(0.2)
+        return super().__getitem__(key)
+
+
+batches.SHARE_OF_MEMORY = 0.0
+batches._AugmentedSamples = Slow
+train(Recipe.model_validate_json(sys.argv[1]), run_dir=Path(sys.argv[2]), device=torch.device("cpu"))
+"""
 
 
 def test_a_stop_while_the_last_epoch_is_scored_leaves_it_in_the_log(
