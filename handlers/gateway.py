@@ -167,9 +167,8 @@ class Gateway:
         tried.chmod(0o400)
         said = subprocess.run([*self._command(tried), "-t", "-q"], capture_output=True, text=True, check=False)
         if said.returncode:
-            raise ServeError(
-                f"expected nginx to take its configuration, but it says: {said.stderr.partition(chr(10))[0]}"
-            )
+            first_line, _, _ = said.stderr.partition("\n")
+            raise ServeError(f"expected nginx to take its configuration, but it says: {first_line}")
         tried.replace(self._configuration)
 
     def _renew(self) -> None:
