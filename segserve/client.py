@@ -308,7 +308,7 @@ def _expect(media_type: str, reply: Reply, *, question: str = "is the model one 
     if reply.content_type.partition(";")[0] != media_type:
         raise UnexpectedAnswer(
             f"expected {media_type} from {reply.model or 'the service'}, but got {reply.content_type or 'no type'}: "
-            f"{question}"
+            + question
         )
     return reply
 

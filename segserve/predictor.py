@@ -117,7 +117,13 @@ class ImagePredictor(Generic[P]):
         return normalise(resize_image(image_CHW, working_size(size, self.spec.preprocess)), self.spec.preprocess)
 
     def _affordable(self, queries: Sequence[Query], *, per_pixel: int, stride: int) -> Iterator[Sequence[Query]]:
-        """Groups of neighbours whose views hold at most `MAX_SCORES` numbers, or one query."""
+        """Groups of neighbours whose views hold at most `MAX_SCORES` numbers, or one query.
+
+        Args:
+            queries: in order.
+            per_pixel: how many numbers are held of each pixel of a view.
+            stride: of which the sides of the views are multiples, by padding.
+        """
         group: list[Query] = []
         held = 0
         for query in queries:
