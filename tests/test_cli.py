@@ -6,6 +6,7 @@ import pytest
 
 from cli import main
 from segserve.artifact import Artifact
+from tests.system.toy_service import write_toy_archive
 
 
 def sentence(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -49,3 +50,10 @@ def test_what_the_system_refuses_is_said_with_the_path_that_was_given(
     )
     said = sentence(capsys, "package", artifact.path, "--store", file)
     assert said.startswith(f"segserve: expected to use {file}, but the system says: File exists; ")
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "nohost.invalid"])
+def test_a_host_that_is_none_of_this_machine(host: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_toy_archive(tmp_path / "store")
+    said = sentence(capsys, "serve", "--store", tmp_path / "store", "--host", host)
+    assert f"expected --host to be an address of this machine, but got {host}: give 127.0.0.1 or 0.0.0.0" in said

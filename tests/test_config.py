@@ -101,6 +101,8 @@ def test_a_recipe_is_frozen(path: Path) -> None:
         ("augment.mixup=0.2", "segmentation without policy, erasing, mixup, cutmix .*, but got mixup: remove"),
         ("augment.policy=randaugment", "change images but not their masks.*, but got policy: remove"),
         ("augment.policy=autoaugment", "to be 'none', 'randaugment' or 'trivialaugment', but got 'autoaugment'"),
+        ("optim.grad_clip=inf", "expected 'optim.grad_clip' to be a finite number, but got inf"),
+        ("augment.scale=[1.0,inf]", r"expected 'augment.scale.1' to be a finite number, but got inf"),
         ("optim.batch_size=1", "expected 'optim.batch_size' to be greater than or equal to 2, but got 1"),
         (
             'loss.terms=[{kind="dice"}, {kind="lovasz", gamma=2}]',

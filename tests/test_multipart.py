@@ -1,5 +1,7 @@
 """Multipart bodies, made by an independent client (httpx) and broken by hand."""
 
+import base64
+
 import httpx
 import pytest
 
@@ -30,6 +32,14 @@ def test_without_a_boundary_it_is_refused(content_type: str) -> None:
     with pytest.raises(Problem, match="expected multipart/form-data, but it cannot be parsed") as caught:
         read_form(content_type, form(IMAGE)[1])
     assert caught.value.status == 400
+
+
+def test_a_part_in_base64_is_told_to_come_as_it_is() -> None:
+    """The parser counts the line breaks among the groups of four."""
+    head = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\nContent-Transfer-Encoding: base64\r\n'
+    body = head + b"\r\n" + base64.encodebytes(bytes(100)) + b"\r\n--x--\r\n"
+    with pytest.raises(Problem, match="and send each part as it is, without Content-Transfer-Encoding"):
+        read_form("multipart/form-data; boundary=x", body)
 
 
 @pytest.mark.parametrize("body", [b"", b"garbage", b"--", b"\xff" * 100])

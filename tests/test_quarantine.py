@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -124,6 +125,19 @@ def test_a_worker_that_runs_hears_of_the_others_crashes(tmp_path: Path, here: Qu
         here.decoding(b"poison").__enter__()
     assert caught.value.kind == "quarantined"
     with here.decoding(b"innocent"):
+        pass
+
+
+def test_a_folder_that_was_cleared_away_costs_no_answer(tmp_path: Path, here: Quarantine) -> None:
+    for _ in range(2):
+        worker(tmp_path, signal.SIGSEGV, "poison")
+    Quarantine(tmp_path)
+    with pytest.raises(Problem), here.decoding(b"poison"):
+        pass
+    shutil.rmtree(tmp_path)
+    with here.decoding(b"image"):
+        pass
+    with pytest.raises(Problem), here.decoding(b"poison"):
         pass
 
 
