@@ -60,13 +60,17 @@ def _complain(sentence: str, *, code: int) -> int:
     return code
 
 
+def _check_places(*files: Path | None) -> None:
+    for file in filter(None, files):
+        check_place(file)
+
+
 def _lint(given: argparse.Namespace) -> int:
     from training.layouts import detect_task
     from training.lint.inspection import inspect
     from training.lint.page import write_page
 
-    for place in filter(None, (given.json, given.html)):
-        check_place(place)
+    _check_places(given.json, given.html)
     report = inspect(given.dataset, detect_task(given.dataset, layout=given.layout), layout=given.layout)
     if given.json:
         report.write(given.json)
@@ -125,8 +129,7 @@ def _evaluate(given: argparse.Namespace) -> int:
     from training.layouts import open_dataset
     from training.report import write_page
 
-    for place in filter(None, (given.json, given.html)):
-        check_place(place)
+    _check_places(given.json, given.html)
     artifact = load_artifact(given.artifact)
     result = evaluate(
         artifact,
@@ -196,7 +199,7 @@ def _tune(given: argparse.Namespace) -> int:
 
     spec = read_spec(given.artifact)
     plot = given.plot or Path("runs/tune") / f"{spec.name}.svg"
-    check_place(plot)
+    _check_places(plot)
     curves = {}
     trials = tune(given.artifact, slo_p95_ms=given.slo_p95_ms)
     for trial, best in tqdm(trials, total=space_of(spec).most_trials, unit="trial", disable=None):

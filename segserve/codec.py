@@ -222,6 +222,8 @@ def _open(data: bytes) -> ImageFile.ImageFile:
 def _check_header(image: ImageFile.ImageFile, data: bytes) -> None:
     _check_pixels(image.width, image.height)
     if isinstance(image, TiffImageFile):
+        if _has_planes(image) and image.mode in ("LA", "La", "PA"):  # Pillow makes something else of them
+            raise Problem("unsupported-type", "expected gray and alpha pixel by pixel, but got planes: save it as PNG")
         _check_tiff_work(image)
     if isinstance(image, JpegImageFile):
         _check_jpeg_process(image, data)
@@ -253,7 +255,9 @@ def _check_pixels(width: int, height: int) -> None:
 
 
 def _check_tiff_directory(data: bytes) -> None:
-    """Refuse a first directory that lists more strips or tiles than any honest file, or says twice what they are."""
+    """Refuse a first directory that lists more strips or tiles than any honest file, or says twice what they are, and
+    one that Pillow reads as another.
+    """
     counts = [(tag, count) for tag, count in _tiff_counts(data) if tag in _PIECE_TAGS]
     if len(dict(counts)) < len(counts):  # Pillow believes the last, libtiff the first
         raise Problem("undecodable", "expected a whole TIFF image, but its first directory has a tag twice")
@@ -280,8 +284,6 @@ def _tiff_counts(data: bytes) -> Iterator[tuple[int, int]]:
 def _check_tiff_work(image: TiffImageFile) -> None:
     """Bound what libtiff, which cannot be stopped, has to do: the pixels it decodes and the bytes it reads for them."""
     tags, compression = image.tag_v2, image.info["compression"]
-    if _has_planes(image) and image.mode in ("LA", "La", "PA"):  # Pillow makes something else of them
-        raise Problem("unsupported-type", "expected gray and alpha pixel by pixel, but got planes: save it as PNG")
     if compression not in TIFF_COMPRESSIONS:
         raise Problem("unsupported-type", f"expected a common TIFF compression, but got {compression}: save it as LZW")
     _check_pixels(

@@ -1,6 +1,7 @@
 """Which room may know which: training -> segserve <- handlers, and cli -> all three; nothing runs back up."""
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -108,3 +109,11 @@ def test_the_lower_modules_do_not_know_their_callers(name: str) -> None:
 @pytest.mark.parametrize("file", MODULES, ids=name_of)
 def test_names_say_what_is_inside(file: Path) -> None:
     assert file.stem not in {"utils", "helpers", "common", "core", "base", "manager"}
+
+
+def test_system_tests_lie_where_make_looks_for_them() -> None:
+    collected = re.search(r"-m system (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert collected is not None
+    marked = [file for file in (ROOT / "tests").rglob("test_*.py") if "pytest.mark.system" in file.read_text()]
+    others = [name_of(file) for file in marked if not name_of(file).startswith(tuple(collected[1].split()))]
+    assert others == [name_of(Path(__file__))]  # this one speaks of them

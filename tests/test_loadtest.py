@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shlex
+import socketserver
 import threading
 import time
 from collections.abc import Iterator
@@ -201,6 +202,22 @@ def test_an_open_loop_ends_with_its_last_request(tmp_path: Path) -> None:
 def test_where_nobody_listens_nothing_is_sent(url: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["steady", "--url", url]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_a_service_that_answers_nobody_ends_with_1(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    class HangsUp(socketserver.BaseRequestHandler):
+        """Whoever connects."""
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), HangsUp) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        code, record = run(write_profile(tmp_path, loop="open", seconds=1, load=5), url)
+        server.shutdown()
+        thread.join()
+    assert code == 1 and record.sent
+    assert {sent.kind for sent in record.sent} == {"no answer"}
+    assert "expected an answer, but got" in capfd.readouterr().out
 
 
 def test_a_place_that_cannot_be_written_to_is_told_before_anything_is_sent(

@@ -207,6 +207,7 @@ def held_out_logits(spec: ModelSpec, engine: Engine, dataset: Dataset) -> Iterat
     predictor = build_predictor(read_spec, engine)
     for index, sample in enumerate(dataset.split(FITTED_ON)):
         image_CHW, truth = load_sample(sample, ignore_index=dataset.ignore_index, preprocess=spec.preprocess)
+        # Of the size that is wanted, `load_sample` has made sure.
         check_truth(sample, truth.numpy(), shape=tuple(truth.shape), num_classes=spec.num_classes)
         query = Query(image_HWC=image_CHW.permute(1, 2, 0).numpy(), probabilities="float16")
         prediction = predictor.predict([query])[0]

@@ -87,24 +87,22 @@ def _check_number(path: Path, count: int) -> None:
         raise ValueError(f"{path}: expected 2 to {MAX_CLASSES} classes, but got {count}: correct it")
 
 
-def _files(folder: Path) -> list[Path]:
-    """Its files in order, hidden ones left out."""
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-
-
-def _refuse_folders(reading: Reading, split: str, folder: Path) -> None:
-    """What lies deeper would be left out in silence."""
+def _files(reading: Reading, split: str, folder: Path) -> list[Path]:
+    """Its files in order, hidden ones left out. Folders are complained of: what is in them would be left out, too."""
+    found = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.is_dir() and not path.name.startswith("."):
+        if path.name.startswith("."):
+            continue
+        if path.is_file():
+            found.append(path)
+        elif path.is_dir():
             reading.complain(split, path, "expected files, but this is a folder: move its files up, or it elsewhere")
+    return found
 
 
 def _by_stem(reading: Reading, split: str, kind: str) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    _refuse_folders(reading, split, reading.root / kind / split)
-    for path in _files(reading.root / kind / split):
+    for path in _files(reading, split, reading.root / kind / split):
         if path.stem in found:
             reading.complain(
                 split, path, f"expected names that differ, but {found[path.stem].name} is there too: remove one"
@@ -137,9 +135,7 @@ def _read_class_folders(reading: Reading, classes: tuple[ClassSpec, ...]) -> Non
                 reading.complain(
                     split, child, f"expected a folder named after a class in {CLASSES}: rename or remove it"
                 )
-        for name in indices:
-            _refuse_folders(reading, split, folder / name)
-        paths = [(path, index) for name, index in indices.items() for path in _files(folder / name)]
+        paths = [(path, index) for name, index in indices.items() for path in _files(reading, split, folder / name)]
         reading.splits[split] = tuple(Sample(image=path, truth=index) for path, index in paths)
 
 
